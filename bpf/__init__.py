@@ -1,0 +1,1 @@
+"""eBPF programs in C and their Python mirror."""

@@ -1,0 +1,1 @@
+"""Views of the event log that leave the process: JSON lines, pcapng."""

@@ -1,0 +1,1 @@
+"""The two-router case in isolated namespaces."""

@@ -1,0 +1,1 @@
+"""Each kernel handle that nftrace reads, and the one module that changes the machine."""
