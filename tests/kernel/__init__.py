@@ -1,0 +1,1 @@
+"""Tests on the running kernel: root, and namespaces that nothing can leave."""
