@@ -1,0 +1,403 @@
+"""
+Which events are one packet's: the assembler of journeys.
+
+Nothing an event carries is a packet's identity. An nft trace id is a hash of where the
+packet lies in memory, and the next packet lies there; a legacy event has only headers, and
+NAT changes them on the way. So identity is argued from order, one namespace at a time,
+where the kernel's order is known:
+
+1. nft events with one trace id are cut where a journey must have begun: the event before
+   ended its packet; or the event carries headers (it is a base chain's first) and stands
+   at an earlier hook or priority than the last such one, or in the same chain again, or
+   has another fingerprint (`tracer.core.fingerprint`: what NAT leaves alone).
+2. A legacy event joins the latest nft journey with its fingerprint: our arming rule lets
+   each traced packet begin with an nft event. Where no nft journey has the fingerprint,
+   legacy events are cut among themselves by the same argument.
+3. Packets that cannot be told apart by fingerprint (retransmissions by a sender that sets
+   no IP id, a load of equal datagrams) follow each other, or, on several CPUs, overlap.
+   Where one begins before the former was seen to end, rule 2 would guess: these few are
+   taken one by one, and a legacy event goes to the first journey with its addresses that
+   may still take this step. Equal packets that overlap may change places; no step is ever
+   given to a packet of other headers.
+
+An event that is one journey's is never another's. A journey ends when an event ended the
+packet, when its trace id begins anew, when it passed our mark behind its last hook, or
+when it was silent for a while. At most `MAX_OPEN_EVENTS` events wait for that.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from tracer.core.events import EVENT, LEGACY, NO_PACKET, PACKET
+from tracer.core.overlaps import take_apart
+
+if TYPE_CHECKING:
+    from tracer.core.events import TraceBatch
+    from tracer.core.step_book import StepBook
+
+__all__ = ["MAX_OPEN_EVENTS", "QUIET_NS", "Assembler", "Journeys"]
+
+#: Events of journeys that have not ended yet. 200,000 events are 30 MB with their headers,
+#: twenty thousand packets on their way through one host; more are let go unfinished.
+MAX_OPEN_EVENTS = 200_000
+
+#: A journey without an event for this long has ended where we do not see: a packet passes
+#: all of netfilter within microseconds.
+QUIET_NS = 200_000_000
+
+#: A journey whose last verdict was a queue waits for a program in user space.
+QUEUE_QUIET_NS = 2_000_000_000
+
+#: Tails of packets that were on their way when a hole ended arrive within this.
+_TAIL_NS = 50_000_000
+
+Array = npt.NDArray[np.generic]
+
+
+class _Rows(NamedTuple):
+    """Events with what their batch says of them, column by column."""
+
+    events: npt.NDArray[np.void]
+    received: npt.NDArray[np.int64]
+    lost: npt.NDArray[np.int64]
+    doubtful: npt.NDArray[np.bool_]
+
+    def take(self, index: npt.NDArray[np.generic]) -> _Rows:
+        return _Rows(*(column[index] for column in self))
+
+
+@dataclass(frozen=True, slots=True)
+class Journeys:
+    """
+    Journeys that ended, as columns, in the order in which they began.
+
+    *events* is `EVENT (n,)`, each journey's events together and in the kernel's order;
+    journey i has rows `bounds[i]` to `bounds[i + 1]`. *packets* is `PACKET (k,)`.
+    The others have a row for each journey: *started_ns* and *last_ns* by the wall clock
+    of reading, *lost* the messages lost while it was open, *complete* whether none can
+    have been its own, *whole* whether it was traced from its first hook on.
+    """
+
+    events: npt.NDArray[np.void]
+    packets: npt.NDArray[np.void]
+    bounds: npt.NDArray[np.int64]
+    started_ns: npt.NDArray[np.int64]
+    lost: npt.NDArray[np.int64]
+    complete: npt.NDArray[np.bool_]
+    whole: npt.NDArray[np.bool_]
+
+    def __len__(self) -> int:
+        return len(self.bounds) - 1
+
+
+class Assembler:
+    """
+    One namespace's open journeys.
+
+    *evicted* counts the journeys that were let go unfinished because too many were open.
+    """
+
+    def __init__(self) -> None:
+        self.evicted = 0
+        self._rows = _no_rows()
+        self._packets = np.zeros(0, PACKET)
+        self._hole_ns = -_TAIL_NS
+
+    @property
+    def open_events(self) -> int:
+        """How many events wait for their journeys' ends."""
+        return len(self._rows.events)
+
+    def add(
+        self,
+        batch: TraceBatch,
+        book: StepBook,
+        received_ns: int,
+        *,
+        doubtful: bool = False,
+        lost: int = 0,
+    ) -> Journeys:
+        """
+        Take in a batch and return the journeys that ended.
+
+        Shape: *batch* follows the batches before it in the kernel's order. *doubtful*
+        and *lost* are `tracer.sources.trace_socket.Received`'s. *received_ns* does not
+        go backwards by more than clocks do. An empty batch lets quiet journeys end.
+        """
+        book.refresh()
+        rows = self._join(batch, received_ns, doubtful=doubtful, lost=lost)
+        if not len(rows.events):
+            return self._finish(rows, np.zeros(0, np.int64), np.zeros(0, np.bool_), book)
+        owner = _assign(rows.events, self._packets, book)
+        order = np.argsort(owner, kind="stable")
+        rows, owner = rows.take(order), owner[order]
+        ended = self._find_ended(rows, owner, order, book, received_ns)
+        return self._finish(rows, owner, ended, book, order)
+
+    def flush(self, book: StepBook) -> Journeys:
+        """Return all that is open, as far as it got."""
+        book.refresh()
+        rows = self._rows
+        if not len(rows.events):
+            return self._finish(rows, np.zeros(0, np.int64), np.zeros(0, np.bool_), book)
+        owner = _assign(rows.events, self._packets, book)
+        order = np.argsort(owner, kind="stable")
+        ended = np.ones(int(owner.max()) + 1, np.bool_)
+        return self._finish(rows.take(order), owner[order], ended, book, order)
+
+    def _join(
+        self, batch: TraceBatch, received_ns: int, *, doubtful: bool, lost: int
+    ) -> _Rows:
+        """Put the batch's rows behind the open ones."""
+        if doubtful:
+            self._hole_ns = received_ns
+        old, count = self._rows, len(batch.events)
+        if len(old.events) and (doubtful or lost):
+            old = old._replace(lost=old.lost + lost, doubtful=old.doubtful | doubtful)
+        events = batch.events
+        if len(self._packets) and count:
+            events = events.copy()
+            carried = events["packet"] != NO_PACKET
+            events["packet"][carried] += len(self._packets)
+        if len(batch.packets):
+            self._packets = np.concatenate([self._packets, batch.packets])
+        fresh = _Rows(
+            events,
+            np.full(count, received_ns, np.int64),
+            np.full(count, lost, np.int64),
+            np.full(count, doubtful, np.bool_),
+        )
+        if not len(old.events):
+            return fresh
+        return _Rows(*(np.concatenate(pair) for pair in zip(old, fresh, strict=True)))
+
+    def _find_ended(
+        self,
+        rows: _Rows,
+        owner: npt.NDArray[np.int64],
+        order: npt.NDArray[np.int64],
+        book: StepBook,
+        now_ns: int,
+    ) -> npt.NDArray[np.bool_]:
+        """Tell for each journey whether it is over."""
+        last = np.append(np.flatnonzero(owner[1:] != owner[:-1]), len(owner) - 1)
+        final = rows.events[last]
+        steps = final["step"]
+        ended = book.is_final[steps] | book.is_last[steps]
+        quiet = np.where(book.is_queue[steps], QUEUE_QUIET_NS, QUIET_NS)
+        ended |= now_ns - rows.received[last] > quiet
+        ended |= _is_superseded(rows.events, owner, order)
+        waiting = ~ended[owner]
+        excess = int(waiting.sum()) - MAX_OPEN_EVENTS
+        if excess > 0:
+            # Journeys are numbered in the order in which they began: the oldest go.
+            sizes = np.bincount(owner[waiting], minlength=len(last))
+            go = ~ended & (np.cumsum(sizes) - sizes < excess)
+            self.evicted += int(go.sum())
+            ended |= go
+            rows.doubtful[go[owner]] = True
+        return ended
+
+    def _finish(
+        self,
+        rows: _Rows,
+        owner: npt.NDArray[np.int64],
+        ended: npt.NDArray[np.bool_],
+        book: StepBook,
+        order: npt.NDArray[np.int64] | None = None,
+    ) -> Journeys:
+        done = ended[owner] if len(owner) else np.zeros(0, np.bool_)
+        finished = rows.take(done)
+        journeys = self._columns(finished, owner[done], book)
+        keep = ~done
+        kept = rows.take(keep)
+        if order is not None and len(kept.events):
+            kept = kept.take(np.argsort(order[keep], kind="stable"))
+        self._rows, self._packets = _compacted(kept, self._packets)
+        return journeys
+
+    def _columns(self, rows: _Rows, owner: npt.NDArray[np.int64], book: StepBook) -> Journeys:
+        count = len(owner)
+        starts = np.flatnonzero(np.append(True, owner[1:] != owner[:-1])) if count else owner
+        bounds = np.append(starts, count).astype(np.int64)
+        if not count:
+            nothing = np.zeros(0, np.bool_)
+            empty = np.zeros(0, np.int64)
+            return Journeys(rows.events, self._packets, bounds[-1:], empty, empty, nothing, nothing)
+        whole = _is_whole(rows.events, starts, book)
+        doubtful = np.logical_or.reduceat(rows.doubtful, starts)
+        tail = ~whole & (rows.received[starts] - self._hole_ns < _TAIL_NS)
+        lost = np.maximum.reduceat(rows.lost, starts)
+        return Journeys(
+            rows.events,
+            self._packets,
+            bounds,
+            rows.received[starts],
+            lost,
+            ~(doubtful | tail),
+            whole,
+        )
+
+
+def _no_rows() -> _Rows:
+    return _Rows(
+        np.zeros(0, EVENT), np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.bool_)
+    )
+
+
+def _compacted(
+    rows: _Rows, packets: npt.NDArray[np.void]
+) -> tuple[_Rows, npt.NDArray[np.void]]:
+    """Drop the headers that no kept event points at."""
+    if not len(rows.events):
+        return _no_rows(), np.zeros(0, PACKET)
+    events = rows.events.copy()
+    carried = events["packet"] != NO_PACKET
+    used, index = np.unique(events["packet"][carried], return_inverse=True)
+    events["packet"][carried] = index
+    return rows._replace(events=events), packets[used]
+
+
+def _is_whole(
+    events: npt.NDArray[np.void], starts: npt.NDArray[np.int64], book: StepBook
+) -> npt.NDArray[np.bool_]:
+    # A packet that somebody else traces from an earlier place on is whole as well: the
+    # first chain of ours stands before all others at its hook.
+    whole: npt.NDArray[np.bool_] = book.is_first[events["step"][starts]]
+    return whole
+
+
+def _is_superseded(
+    events: npt.NDArray[np.void], owner: npt.NDArray[np.int64], order: npt.NDArray[np.int64]
+) -> npt.NDArray[np.bool_]:
+    """Tell which journeys' trace ids were used again by a later journey."""
+    nft = np.flatnonzero((events["flags"] & LEGACY) == 0)
+    nft = nft[np.argsort(order[nft], kind="stable")]
+    latest: npt.NDArray[np.bool_] = np.zeros(int(owner[-1]) + 1, np.bool_)
+    # The last journey of each id, and those with no nft event, are not superseded.
+    ids, back = np.unique(events["trace_id"][nft][::-1], return_index=True)
+    del ids
+    latest[owner[nft][::-1][back]] = True
+    has_nft = np.zeros(len(latest), np.bool_)
+    has_nft[owner[nft]] = True
+    superseded: npt.NDArray[np.bool_] = has_nft & ~latest
+    return superseded
+
+
+def _filled(index: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Carry each index forward over the -1 behind it."""
+    return np.maximum.accumulate(index)
+
+
+def _assign(
+    events: npt.NDArray[np.void], packets: npt.NDArray[np.void], book: StepBook
+) -> npt.NDArray[np.int64]:
+    """
+    Give each event its journey's number.
+
+    Shape: *events* in the kernel's order; the result has a number for each, counted in
+    the order in which the journeys began.
+    """
+    legacy = (events["flags"] & LEGACY) != 0
+    owner = np.full(len(events), -1, np.int64)
+    fingerprint = _fingerprints(events, packets)
+    nft = np.flatnonzero(~legacy)
+    if len(nft):
+        nft = nft[np.argsort(events["trace_id"][nft], kind="stable")]
+        start = _find_starts(events[nft], fingerprint[nft], book)
+        number = np.cumsum(start) - 1
+        owner[nft] = number
+        if legacy.any():
+            fingerprint[nft] = fingerprint[nft][start][number]
+    if legacy.any():
+        owner = _join_legacy(events, packets, fingerprint, owner, legacy, book)
+    return _numbered_by_start(owner)
+
+
+def _fingerprints(
+    events: npt.NDArray[np.void], packets: npt.NDArray[np.void]
+) -> npt.NDArray[np.uint64]:
+    carried = events["packet"] != NO_PACKET
+    found = np.zeros(len(events), np.uint64)
+    found[carried] = packets["fingerprint"][events["packet"][carried]]
+    return found
+
+
+def _find_starts(
+    events: npt.NDArray[np.void], fingerprint: npt.NDArray[np.uint64], book: StepBook
+) -> npt.NDArray[np.bool_]:
+    """Tell where journeys begin among nft events sorted by trace id (rule 1)."""
+    count = len(events)
+    step = events["step"]
+    same = np.zeros(count, np.bool_)
+    same[1:] = events["trace_id"][1:] == events["trace_id"][:-1]
+    headed = events["packet"] != NO_PACKET
+    index = np.arange(count)
+    former = np.full(count, -1, np.int64)
+    former[1:] = _filled(np.where(headed, index, -1))[:-1]
+    before = np.maximum(former, 0)
+    comparable = (former >= 0) & (events["trace_id"][before] == events["trace_id"])
+    rank, rank_before = book.rank[step], book.rank[step[before]]
+    again = (rank == rank_before) & (book.chain[step] == book.chain[step[before]])
+    back = (rank < rank_before) | again | (fingerprint != fingerprint[before])
+    start = ~same | (headed & comparable & back)
+    start[1:] |= book.is_final[step[:-1]]
+    return start
+
+
+def _join_legacy(  # noqa: PLR0913 - the columns of one table
+    events: npt.NDArray[np.void],
+    packets: npt.NDArray[np.void],
+    fingerprint: npt.NDArray[np.uint64],
+    owner: npt.NDArray[np.int64],
+    legacy: npt.NDArray[np.bool_],
+    book: StepBook,
+) -> npt.NDArray[np.int64]:
+    """Give legacy events their journeys (rules 2 and 3)."""
+    order = np.argsort(fingerprint, kind="stable")
+    key, mine, is_legacy = fingerprint[order], owner[order].copy(), legacy[order]
+    step = events["step"][order]
+    count = len(order)
+    same = np.zeros(count, np.bool_)
+    same[1:] = key[1:] == key[:-1]
+    closes = book.is_final[step] | book.is_last[step]
+    closed = np.zeros(count, np.bool_)
+    closed[1:] = closes[:-1]
+    # An nft journey's first event in its group of equal fingerprints.
+    begins = np.zeros(count, np.bool_)
+    seen, first = np.unique(mine, return_index=True)
+    begins[first[seen >= 0]] = True
+    rank = book.rank[step]
+    ranked = _filled(np.where(rank > _UNRANKED, np.arange(count), -1))
+    earlier = np.zeros(count, np.bool_)
+    earlier[1:] = rank[1:] < rank[np.maximum(ranked[:-1], 0)]
+    alone = is_legacy & (~same | closed | earlier)
+    group = np.cumsum(~same) - 1
+    has_legacy = np.bincount(group, weights=is_legacy) > 0
+    unclear = (begins & same & ~closed) | (alone & same & ~closed)
+    hard = (np.bincount(group, weights=unclear) > 0) & has_legacy
+    fresh = int(owner.max(initial=-1)) + 1
+    mine[alone] = fresh + np.arange(int(alone.sum()))
+    leader = _filled(np.where(~is_legacy | alone, np.arange(count), -1))
+    mine = np.where(is_legacy, mine[leader], mine)
+    result = np.empty(count, np.int64)
+    result[order] = mine
+    for one in np.flatnonzero(hard):
+        rows = np.sort(order[group == one])
+        result[rows] = take_apart(events[rows], packets, book) + int(result.max()) + 1
+    return result
+
+
+_UNRANKED = -(1 << 60)
+
+
+def _numbered_by_start(owner: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    found, first, inverse = np.unique(owner, return_index=True, return_inverse=True)
+    number = np.empty(len(found), np.int64)
+    number[np.argsort(first, kind="stable")] = np.arange(len(found))
+    return number[inverse]

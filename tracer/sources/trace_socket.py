@@ -1,0 +1,289 @@
+"""
+The socket that a namespace's trace events arrive on.
+
+nft's events (multicast group NFNLGRP_NFTRACE), the announcements of ruleset changes
+(NFNLGRP_NFTABLES) and the legacy tables' (NFLOG group 0) come on one socket, because only
+then is the order between them the kernel's.
+
+Loss. A socket whose buffer is full counts each message that it refuses, and then refuses
+all until its reader has emptied it: the messages that were queued all come from before the
+hole and what comes after the queue was empty from behind it. So a hole lies where the
+queue ran empty for the first time after the count rose. Once the count has risen the
+queue is read in small batches, and every batch in which it may have run empty is marked
+doubtful. Source: netlink_overrun() and netlink_rcv_wake() in net/netlink/af_netlink.c.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import socket
+import struct
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from tracer.errors import KernelRefusedError, KernelUnsupportedError
+
+if TYPE_CHECKING:
+    from tracer.sources.netns import Netns
+
+__all__ = ["Received", "TraceSocket"]
+
+# include/uapi/linux/netlink.h, nfnetlink.h, nfnetlink_log.h, asm-generic/socket.h
+_NETLINK_NETFILTER = 12
+_SOL_NETLINK = 270
+_NETLINK_ADD_MEMBERSHIP = 1
+_NFNLGRP_NFTABLES = 7
+_NFNLGRP_NFTRACE = 9
+_SO_RCVBUFFORCE = 33
+_SO_MEMINFO = 55
+_MEMINFO_RMEM, _MEMINFO_DROPS = 0, 8
+_NFULNL_CONFIG = (4 << 8) | 1
+_NLM_F_REQUEST_ACK = 0x5
+_CFG_CMD, _CFG_MODE, _CFG_QTHRESH = 1, 2, 5
+_CFG_CMD_BIND, _COPY_PACKET = 1, 2
+
+# A whole header chain with options is shorter; trace messages end at about 1 KB.
+_COPY_RANGE = 128
+_SLOT_SIZE = 2048  # the longest trace message is about 1 KB; longer announcements are cut
+_SLOTS = 4096  # 1,024 to 4,096 slots keep up with the most messages a second
+_SMALL_BATCH = 16  # the fewest read at once near a hole: the doubt is no wider than this
+_BYTES_QUEUED = 8192  # no trace message costs more of the socket's buffer than this
+_MSG_DONTWAIT, _MSG_TRUNC = 0x40, 0x20
+
+DEFAULT_BUFFER = 256 << 20
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.recvmmsg.argtypes = [
+    ctypes.c_int,
+    ctypes.c_void_p,
+    ctypes.c_uint,
+    ctypes.c_int,
+    ctypes.c_void_p,
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """
+    What one read brought.
+
+    *words* is the buffer as 32-bit words, valid until the next read; message i is
+    *lengths[i]* bytes from word *starts[i]*, in the kernel's order. *changed* holds the
+    indexes of messages that announce a ruleset change. *doubtful*: a hole may lie in
+    this batch. *lost* counts the messages lost since the read before. *received_ns* is
+    the wall clock in nanoseconds.
+    """
+
+    words: npt.NDArray[np.uint32]
+    starts: npt.NDArray[np.int64]
+    lengths: npt.NDArray[np.int64]
+    changed: npt.NDArray[np.int64]
+    doubtful: bool
+    lost: int
+    received_ns: int
+
+
+class TraceSocket:
+    """
+    One namespace's trace socket.
+
+    It is opened by a thread inside the namespace and read from anywhere.
+    """
+
+    def __init__(self, namespace: Netns, *, buffer_bytes: int = DEFAULT_BUFFER) -> None:
+        self.namespace = namespace
+        self.lost = 0
+        self.truncated = 0
+        self._overrun = False
+        try:
+            self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_NETFILTER)
+            self._socket.bind((0, 0))
+        except OSError as exc:
+            message = f"no netfilter netlink socket ({exc.strerror})"
+            raise KernelUnsupportedError(message, "the kernel needs CONFIG_NETFILTER_NETLINK") from exc
+        try:
+            # The kernel doubles what is asked.
+            self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, buffer_bytes // 2)
+        except PermissionError as exc:
+            self._socket.close()
+            message = "no permission to size the trace socket's buffer"
+            raise KernelRefusedError(message, "run as root (CAP_NET_ADMIN)") from exc
+        self._rows = np.zeros((_SLOTS, _SLOT_SIZE), np.uint8)
+        self._words = self._rows.reshape(-1).view(np.uint32)
+        self._starts = np.arange(_SLOTS, dtype=np.int64) * (_SLOT_SIZE // 4)
+        self._vectors, self._headers = _message_headers(self._rows)
+
+    def fileno(self) -> int:
+        """Return the descriptor, for a selector."""
+        return self._socket.fileno()
+
+    def close(self) -> None:
+        """Close the socket, which ends its hold on the NFLOG group as well."""
+        self._socket.close()
+
+    def join(self) -> None:
+        """Begin to receive nft's traces and the announcements of changes."""
+        for group in (_NFNLGRP_NFTABLES, _NFNLGRP_NFTRACE):
+            try:
+                self._socket.setsockopt(_SOL_NETLINK, _NETLINK_ADD_MEMBERSHIP, group)
+            except OSError as exc:
+                message = f"no nft trace events ({exc.strerror})"
+                remedy = "run as root, on a kernel with CONFIG_NF_TABLES"
+                raise KernelRefusedError(message, remedy) from exc
+
+    def bind_nflog(self) -> None:
+        """
+        Become the listener of NFLOG group 0, where legacy tables' traces arrive.
+
+        Errors: KernelRefusedError that names the holder where another has the group;
+        KernelUnsupportedError where the kernel lacks NFLOG.
+        """
+        requests = [
+            _attribute(_CFG_CMD, struct.pack("B", _CFG_CMD_BIND)),
+            _attribute(_CFG_MODE, struct.pack(">IBx", _COPY_RANGE, _COPY_PACKET)),
+            # A trace event is never held back to be sent with others.
+            _attribute(_CFG_QTHRESH, struct.pack(">I", 1)),
+        ]
+        for request in requests:
+            error = self._configure(request)
+            if error == errno.EPERM or error == errno.EBUSY:
+                holder = find_nflog_holder()
+                message = f"netns {self.namespace.name}: NFLOG group 0 is held by {holder}"
+                remedy = "it takes one listener: end that one, or follow in another namespace"
+                raise KernelRefusedError(message, remedy)
+            if error:
+                message = f"netns {self.namespace.name}: no NFLOG ({os.strerror(error)})"
+                raise KernelUnsupportedError(message, "modprobe nfnetlink_log")
+
+    def receive(self) -> Received | None:
+        """
+        Read what is queued, up to a batch, without waiting; None where nothing is.
+
+        An overrun is not an error: it is in the result.
+        """
+        rmem, before = self._memory()
+        self._overrun = self._overrun or before != self.lost
+        wanted = _SLOTS
+        if self._overrun:
+            wanted = min(_SLOTS, max(_SMALL_BATCH, rmem // _BYTES_QUEUED))
+        count = self._receive_up_to(wanted)
+        if count == 0 and not self._overrun:
+            return None
+        received_ns = time.time_ns()
+        doubtful = self._overrun and (count < wanted or wanted == _SMALL_BATCH)
+        lost = 0
+        if doubtful:
+            _, now = self._memory()
+            lost, self.lost = now - self.lost, now
+            # Where the queue ran empty the hole has ended.
+            self._overrun = count == wanted
+        return self._collect(count, doubtful=doubtful, lost=lost, received_ns=received_ns)
+
+    def _receive_up_to(self, wanted: int) -> int:
+        for _ in range(2):
+            count = _libc.recvmmsg(
+                self._socket.fileno(), self._headers.ctypes.data, wanted, _MSG_DONTWAIT, None
+            )
+            if count >= 0:
+                return int(count)
+            error = ctypes.get_errno()
+            if error == errno.ENOBUFS:
+                # Said once for each overrun, ahead of what is still queued.
+                self._overrun = True
+                continue
+            if error in (errno.EAGAIN, errno.EINTR):
+                return 0
+            raise KernelRefusedError(f"the trace socket broke ({os.strerror(error)})")
+        return 0
+
+    def _collect(self, count: int, *, doubtful: bool, lost: int, received_ns: int) -> Received:
+        # Columns of struct mmsghdr: msg_len is word 14, msg_flags word 12.
+        lengths = self._headers[:count, 14].astype(np.int64)
+        cut = (self._headers[:count, 12] & _MSG_TRUNC) != 0
+        starts = self._starts[:count]
+        types = self._words[starts + 1] & 0xFFFF if count else np.zeros(0, np.uint32)
+        announced = ((types >> 8) == 10) & (types != (10 << 8 | 17))
+        if cut.any():
+            self.truncated += int((cut & ~announced).sum())
+            lengths[cut] = 0
+        return Received(
+            self._words,
+            starts,
+            lengths,
+            np.flatnonzero(announced),
+            doubtful,
+            lost,
+            received_ns,
+        )
+
+    def _memory(self) -> tuple[int, int]:
+        words = struct.unpack("=9I", self._socket.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, 36))
+        return words[_MEMINFO_RMEM], words[_MEMINFO_DROPS]
+
+    def _configure(self, attributes: bytes) -> int:
+        header = struct.pack(
+            "=IHHII", 20 + len(attributes), _NFULNL_CONFIG, _NLM_F_REQUEST_ACK, 1, 0
+        )
+        # nfgenmsg: family unspecified, version 0, the group in the resource id.
+        self._socket.send(header + struct.pack(">BBH", 0, 0, 0) + attributes)
+        answer = self._socket.recv(4096)
+        (error,) = struct.unpack_from("=i", answer, 16)
+        return -int(error)
+
+
+def _attribute(kind: int, value: bytes) -> bytes:
+    padding = b"\0" * (-len(value) % 4)
+    return struct.pack("=HH", 4 + len(value), kind) + value + padding
+
+
+def _message_headers(
+    rows: npt.NDArray[np.uint8],
+) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint32]]:
+    # struct mmsghdr of a 64-bit kernel is 64 bytes: msg_iov at 16, msg_iovlen at 24.
+    count, size = rows.shape
+    vectors = np.zeros((count, 2), np.uint64)
+    vectors[:, 0] = rows.ctypes.data + np.arange(count, dtype=np.uint64) * np.uint64(size)
+    vectors[:, 1] = size
+    headers = np.zeros((count, 16), np.uint32)
+    wide = headers.view(np.uint64)
+    wide[:, 2] = vectors.ctypes.data + np.arange(count, dtype=np.uint64) * np.uint64(16)
+    wide[:, 3] = 1
+    return vectors, headers
+
+
+def find_nflog_holder() -> str:
+    """
+    Say who listens on NFLOG group 0 of the calling thread's namespace.
+
+    Source: seq_show() in net/netfilter/nfnetlink_log.c: group, port id, …
+    """
+    try:
+        lines = Path("/proc/thread-self/net/netfilter/nfnetlink_log").read_text().splitlines()
+    except OSError:
+        return "another process"
+    ports = [int(line.split()[1]) for line in lines if line.split()[:1] == ["0"]]
+    return "nobody any more" if not ports else _socket_owner(ports[0])
+
+
+def _socket_owner(port: int) -> str:
+    inodes = set()
+    for line in Path("/proc/thread-self/net/netlink").read_text().splitlines()[1:]:
+        fields = line.split()
+        if int(fields[1]) == _NETLINK_NETFILTER and int(fields[2]) == port:
+            inodes.add(f"socket:[{fields[-1]}]")
+    for pid in filter(str.isdecimal, os.listdir("/proc")):
+        try:
+            held = {os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")}
+            name = Path(f"/proc/{pid}/comm").read_text().strip()
+        except OSError:
+            continue
+        if inodes & held:
+            return f"{name} (pid {pid})"
+    return f"another process (netlink port {port})"
