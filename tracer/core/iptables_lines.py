@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 __all__ = ["logical_lines", "split_arguments"]
 
 _NOT_CHAIN: Final = r"(?<=[ \t])(?<! -[Ajg] )"
-_STRING = re.compile(_NOT_CHAIN + r'"(?:[^"\\]|\\.)*"(?=[ \t]|$)', re.DOTALL)
+_STRING = re.compile(_NOT_CHAIN + r'"(?:[^"\\]|\\.)*"(?=[ \t]|\Z)', re.DOTALL)
 _OPEN_STRING = re.compile(_NOT_CHAIN + '"')
-_ARGUMENT = re.compile(r'"((?:[^"\\]|\\.)*)"(?=\s|$)|(\S+)', re.DOTALL)
+_ARGUMENT = re.compile(r'"((?:[^"\\]|\\.)*)"(?=\s|\Z)|(\S+)', re.DOTALL)
 _ESCAPED = re.compile(r"\\(.)", re.DOTALL)
 _COUNTERS = re.compile(r"\[\d+:\d+\] ")
 #: A comment has at most 255 bytes (struct xt_comment_info), so no string has more newlines.
