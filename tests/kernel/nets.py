@@ -34,9 +34,9 @@ from tracer.demo.linux import (
     die_with_parent,
     make_mounts_private,
     mount,
-    setns,
     unshare,
 )
+from tracer.sources.netns import entered, find_namespace
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -208,19 +208,8 @@ def in_netns(ns: str) -> Iterator[None]:
 
     Sockets that are opened and processes that are started in it stay there.
     """
-    own = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        there = os.open(f"/run/netns/{ns}", os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            setns(there, CLONE_NEWNET)
-        finally:
-            os.close(there)
-        try:
-            yield
-        finally:
-            setns(own, CLONE_NEWNET)
-    finally:
-        os.close(own)
+    with entered(find_namespace(ns)):
+        yield
 
 
 Addresses = str | tuple[str, ...] | None

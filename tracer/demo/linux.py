@@ -15,7 +15,6 @@ __all__ = [
     "die_with_parent",
     "make_mounts_private",
     "mount",
-    "setns",
     "unshare",
 ]
 
@@ -43,17 +42,6 @@ def unshare(flags: int) -> None:
     Source: unshare(2).
     """
     _check(_libc.unshare(flags), "unshare")
-
-
-def setns(fd: int, flags: int) -> None:
-    """
-    Move the calling thread into the namespace that *fd* is open on.
-
-    *flags* is the kind that it must be of, or 0 for any.
-    Errors: KernelRefusedError where it is of another kind or the kernel says no.
-    Source: setns(2).
-    """
-    _check(_libc.setns(fd, flags), "setns")
 
 
 def mount(kind: str, target: str, options: str = "") -> None:
