@@ -1,0 +1,121 @@
+"""
+The short-lived process that compiles and loads, and hands the descriptors over.
+
+It is started with the number of a socket as its one argument, reads one request from it,
+and answers with one message that carries the descriptors. LLVM's 100 MB end with it.
+Run by `bpf.loader`; imports nothing of the parent's but `bpf`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import socket
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from bpf.btf import Btf, BtfMissingError
+from bpf.syscalls import load_program
+from tracer.errors import KernelUnsupportedError, NftraceError
+
+__all__ = ["serve"]
+
+_HERE = Path(__file__).resolve().parent
+#: One datagram holds a request or an answer; the reasons' names are most of an answer.
+MESSAGE_BYTES = 1 << 18
+_WITHOUT_BTF = "boot a kernel with BTF, or install its headers (linux-headers-$(uname -r))"
+
+
+def serve(channel: socket.socket) -> None:
+    """Answer the one request that comes on *channel*."""
+    request = json.loads(channel.recv(MESSAGE_BYTES))
+    try:
+        answer, descriptors = _build(request)
+    except NftraceError as exc:
+        kind = type(exc).__name__
+        answer, descriptors = {"error": kind, "message": exc.message, "remedy": exc.remedy}, []
+    socket.send_fds(channel, [json.dumps(answer).encode()], descriptors)
+
+
+def _build(request: dict[str, Any]) -> tuple[dict[str, Any], list[int]]:
+    facts: dict[str, Any] = {"enums": {}, "offsets": {}, "sizes": {}, "missing": []}
+    defines = dict(request["defines"])
+    with tempfile.TemporaryDirectory(prefix="nftrace-") as folder:
+        try:
+            btf = Btf()
+        except BtfMissingError as exc:
+            _require_headers(str(exc))
+            defines["NT_HEADERS"] = 1
+        else:
+            os.environ["BCC_KERNEL_SOURCE"] = str(_HERE)
+            defines["LINUX_VERSION_CODE"] = _version_code(platform.release())
+            declarations, facts["missing"] = btf.declare(request["types"])
+            Path(folder, "nt_types.h").write_text(declarations, encoding="ascii")
+            facts["enums"] = {name: btf.enumerators(name) for name in request["enums"]}
+            facts["offsets"] = {name: btf.offset(*name.split(".")) for name in request["offsets"]}
+            facts["sizes"] = {name: btf.size(name) for name in request["sizes"]}
+            defines |= _shape(facts)
+        compiled = _compile(request["source"], defines, folder)
+    maps = [compiled[name].map_fd for name in request["maps"]]
+    programs = [
+        load_program(compiled.dump_func(name.encode()), kind, attach_type)
+        for name, kind, attach_type in request["programs"]
+    ]
+    return facts, [*maps, *programs]
+
+
+def _shape(facts: dict[str, Any]) -> dict[str, int]:
+    """Turn what BTF says is there into the switches that the C code looks at."""
+    reasons = facts["enums"].get("skb_drop_reason", {})
+    shape = {
+        f"NT_OFFSET_{name.replace('.', '_').upper()}": offset
+        for name, offset in facts["offsets"].items()
+        if offset is not None
+    }
+    if reasons:
+        # The argument came with the enumeration: c504e5c2f964 in v5.17.
+        shape["NT_HAS_REASON"] = 1
+    if "SKB_CONSUMED" in reasons:
+        shape["NT_REASON_CONSUMED"] = reasons["SKB_CONSUMED"]
+    return shape
+
+
+def _require_headers(why: str) -> None:
+    build = Path("/lib/modules", platform.release(), "build")
+    if not build.exists():
+        msg = f"{why}, and {build} with the kernel's headers is not there either"
+        raise KernelUnsupportedError(msg, _WITHOUT_BTF)
+
+
+def _version_code(release: str) -> int:
+    found = re.match(r"(\d+)\.(\d+)(?:\.(\d+))?", release)
+    major, minor, patch = (int(part or 0) for part in found.groups()) if found else (0, 0, 0)
+    return (major << 16) + (minor << 8) + min(patch, 255)
+
+
+def _compile(source: str, defines: dict[str, object], folder: str) -> Any:  # noqa: ANN401
+    # Any: bcc ships no types. Its import takes longest of all that happens here.
+    try:
+        from bcc import BPF  # noqa: PLC0415
+    except ImportError as exc:
+        msg = "Python's bcc is not installed"
+        raise KernelUnsupportedError(msg, "apt install python3-bpfcc") from exc
+    flags = [f"-D{name}={value}" for name, value in defines.items()]
+    # bcc only rewrites map accesses in the text itself, so headers hold none.
+    text = (_HERE / source).read_text(encoding="ascii")
+    try:
+        return BPF(text=text, cflags=[*flags, f"-I{_HERE}", f"-I{folder}", "-w", "-std=gnu11"])
+    except Exception as exc:  # bcc raises Exception itself
+        msg = f"{source} does not compile on this kernel ({exc})"
+        remedy = "run again with --debug for the compiler's words, and report them"
+        raise KernelUnsupportedError(msg, remedy) from exc
+
+
+if __name__ == "__main__":
+    serve(socket.socket(fileno=int(sys.argv[1])))
+    # bcc's atexit work would only undo what the parent now holds.
+    os._exit(0)

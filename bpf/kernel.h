@@ -1,0 +1,33 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The kernel's types, and the one way of reading its memory.
+ *
+ * nt_types.h is printed from BTF by the compiling child. Without BTF the headers
+ * package has the same types, netfilter's private ones aside.
+ */
+#ifndef NT_KERNEL_H
+#define NT_KERNEL_H
+
+#include <linux/types.h>
+
+#ifdef NT_HEADERS
+#include <linux/skbuff.h>
+#include <linux/netdevice.h>
+#include <linux/netfilter.h>
+#include <linux/netfilter/x_tables.h>
+#include <net/netfilter/nf_tables.h>
+#include <net/sock.h>
+#else
+#include <nt_types.h>
+#endif
+
+#define NT_INLINE static inline __attribute__((always_inline))
+
+/*
+ * Read a value from a kernel address into *to*; 0 or a negative errno. What cannot be
+ * read is zero: the helper fills the destination.
+ */
+#define nt_read(to, from) \
+	bpf_probe_read_kernel((void *)(to), sizeof(*(to)), (const void *)(from))
+
+#endif

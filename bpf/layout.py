@@ -1,0 +1,196 @@
+"""numpy's view of every structure in records.h, in the same order."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+import numpy as np
+
+__all__ = [
+    "CONFIG",
+    "DROP_COUNT",
+    "DROP_KEY",
+    "DROP_RECORD",
+    "EVENT_RECORD",
+    "FLOW",
+    "LAYOUT",
+    "LAYOUTS_MAX",
+    "MATCH",
+    "MATCHES",
+    "MATCHES_MAX",
+    "NO_HOOK",
+    "PEEK_BYTES",
+    "PLACE",
+    "PLACE_KEY",
+    "RULES",
+    "RULES_MAX",
+    "SEEN_RULES",
+    "STACK",
+    "STATS",
+    "WORDS",
+    "EventKind",
+    "Mode",
+    "Site",
+    "Stat",
+]
+
+NO_HOOK = 255
+LAYOUTS_MAX = 6
+RULES_MAX = 128
+MATCHES_MAX = 16
+WORDS = 96
+PEEK_BYTES = 4096
+_SITES = 4
+_STATS = 8
+_HEADER_BYTES = 60
+
+
+class Site(IntEnum):
+    """Where in the kernel a packet was freed: enum nt_site."""
+
+    OTHER = 0
+    HOOK = 1
+    NFT_RULE = 2
+    NFT_POLICY = 3
+
+
+class Mode(IntEnum):
+    """What else happens than counting: enum nt_mode."""
+
+    OFF = 0
+    COUNT = 1
+    RECORD = 2
+    SAMPLE = 3
+
+
+class Stat(IntEnum):
+    """What the program counts about itself: enum nt_stat."""
+
+    SEEN = 0
+    COUNTS_FULL = 1
+    RESERVE_FAILED = 2
+    RECORDED = 3
+    UNLOCATED = 4
+    PLACES_FULL = 5
+    STALE_RULES = 6
+
+
+class EventKind(IntEnum):
+    """What befell a followed packet: enum nt_event_kind."""
+
+    RECEIVED = 1
+    SENT = 2
+    DELIVERED = 3
+    DROPPED = 4
+
+
+DROP_KEY = np.dtype(
+    [
+        ("place", "<u8"),
+        ("tag", "<u8"),
+        ("rule", "<u8"),
+        ("netns", "<u4"),
+        ("reason", "<u4"),
+        ("hook", "u1"),
+        ("site", "u1"),
+        ("family", "u1"),
+        ("certain", "u1"),
+        ("pad", "<u4"),
+    ]
+)
+DROP_COUNT = np.dtype([("packets", "<u8"), ("bytes", "<u8")])
+PLACE_KEY = np.dtype([("place", "<u8"), ("tag", "<u8")])
+PLACE = np.dtype(
+    [
+        ("function", "<u8"),
+        ("table", "S32"),
+        ("chain", "S32"),
+        ("family", "u1"),
+        ("pad", "u1", (7,)),
+    ]
+)
+DROP_RECORD = np.dtype(
+    [
+        ("time_ns", "<u8"),
+        ("key", DROP_KEY),
+        ("ifindex", "<u4"),
+        ("iif", "<u4"),
+        ("mark", "<u4"),
+        ("length", "<u4"),
+        ("weight", "<u4"),
+        ("protocol", "<u2"),
+        ("ct", "u1"),
+        ("pad", "u1", (3,)),
+        ("lengths", "u1", (2,)),
+        ("raw", "u1", (_HEADER_BYTES,)),
+    ]
+)
+EVENT_RECORD = np.dtype(
+    [
+        ("time_ns", "<u8"),
+        ("location", "<u8"),
+        ("netns", "<u4"),
+        ("ifindex", "<u4"),
+        ("reason", "<u4"),
+        ("mark", "<u4"),
+        ("length", "<u4"),
+        ("protocol", "<u2"),
+        ("kind", "u1"),
+        ("pad", "u1", (3,)),
+        ("lengths", "u1", (2,)),
+        ("raw", "u1", (_HEADER_BYTES,)),
+    ]
+)
+FLOW = np.dtype(
+    [
+        ("src", "<u4", (4,)),
+        ("dst", "<u4", (4,)),
+        ("sport", "<u2"),
+        ("dport", "<u2"),
+        ("family", "u1"),
+        ("proto", "u1"),
+        ("pad", "<u2"),
+    ]
+)
+MATCH = np.dtype([("value", FLOW), ("mask", FLOW)])
+MATCHES = np.dtype([("count", "<u4"), ("flows", "<u4"), ("match", MATCH, (MATCHES_MAX,))])
+LAYOUT = np.dtype(
+    [
+        ("caller_ip", "<u8"),
+        ("location", "<u2"),
+        ("caller", "<u2"),
+        ("state", "<u2"),
+        ("index", "<u2"),
+        ("entries", "<u2"),
+        ("rule", "<u2"),
+        ("pad", "<u4"),
+    ]
+)
+CONFIG = np.dtype(
+    [
+        ("location", "<u8", (_SITES,)),
+        ("percpu_base", "<u8"),
+        ("mode", "<u4"),
+        ("sample", "<u4"),
+        ("locate", "<u4"),
+        ("rules", "<u4"),
+        ("layout", LAYOUT, (_SITES, LAYOUTS_MAX)),
+    ]
+)
+STATS = np.dtype([("count", "<u8", (_STATS,))])
+RULES = np.dtype(
+    [("private", "<u8"), ("count", "<u4"), ("pad", "<u4"), ("counter", "<u8", (RULES_MAX,))]
+)
+SEEN_RULES = np.dtype([("private", "<u8"), ("skipped", "<u8"), ("packets", "<u8", (RULES_MAX,))])
+STACK = np.dtype(
+    [
+        ("location", "<u8"),
+        ("netns", "<u4"),
+        ("reason", "<u4"),
+        ("dport", "<u2"),
+        ("pad", "<u2"),
+        ("pad2", "<u4"),
+        ("word", "<u8", (WORDS,)),
+        ("target", "<u8", (WORDS,)),
+    ]
+)
