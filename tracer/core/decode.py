@@ -1,0 +1,216 @@
+"""
+Trace messages to columns: nft's and NFLOG's, mixed, a batch at a time.
+
+There are two readings of a batch with one result, byte for byte. A large batch is read
+in step (`attributes.walk`), which takes some 200 array operations whatever its size; a
+small one message by message. Both find the same spans; what is in the packets is read
+from these in one place, `headers.read_packets`.
+
+Everything in a message can lie. A message that is not what it claims is counted and
+passed over, and what is read for one message never lies outside it, so that a bad one
+does its neighbours no harm. Nothing here raises for what a message holds.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from tracer.core import nflog, nft_trace
+from tracer.core.attributes import HEADERS_SIZE, walk_one
+from tracer.core.events import NO_PACKET, TraceBatch
+from tracer.core.headers import read_packets
+from tracer.core.interning import UNPARSED, KeyCache, Keys, join_spans
+from tracer.core.trace_rows import ABSENT, Refusal, TraceRows
+from tracer.core.trace_steps import MAX_STEPS, StepTable
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from tracer.core.attributes import Spots
+
+    Words = npt.NDArray[np.uint32]
+    Indexes = npt.NDArray[np.int64]
+
+__all__ = ["PLAIN_BELOW", "TraceDecoder", "message_types"]
+
+#: Batches of fewer messages are read one by one: measured, below this that is faster.
+PLAIN_BELOW = 64
+
+#: nlmsghdr: shorter messages have no type.
+_NLMSGHDR_SIZE = 16
+
+#: Bytes kept of a malformed message: a log line of hexadecimal digits.
+_KEPT = 256
+
+#: A sequence number that is behind the last one, modulo 2**32, began anew.
+_HALF = 1 << 31
+
+_LAYOUTS = {nft_trace.MESSAGE_TYPE: nft_trace.LAYOUT, nflog.MESSAGE_TYPE: nflog.LAYOUT}
+_OTHER = -1
+
+
+def message_types(words: Words, starts: Indexes) -> npt.NDArray[np.uint16]:
+    """
+    Return each message's nlmsg_type; 0 (no type of the kernel's) for a start outside *words*.
+
+    Shape: as in `TraceDecoder.decode`; the result is `uint16 (n,)`.
+    """
+    inside = (starts >= 0) & (starts < words.size - 1)
+    kinds = np.zeros(starts.size, np.uint16)
+    kinds[inside] = words.take(starts[inside] + 1) & np.uint32(0xFFFF)
+    return kinds
+
+
+class TraceDecoder:
+    """
+    Decodes the messages of one socket; keeps the steps and what was refused.
+
+    *malformed* counts messages that are not what they claim, *last_malformed* has the
+    latest one's first 256 bytes. *foreign* counts NFLOG packets that no TRACE logged.
+    *nflog_lost* counts NFLOG messages missing between those that came, by the group's
+    sequence numbers, or the namespace's where the group was bound without. Events of
+    new steps that find the table full are in `table.overflowed`.
+    """
+
+    def __init__(self, *, max_steps: int = MAX_STEPS, plain_below: int = PLAIN_BELOW) -> None:
+        self.table: Final = StepTable(max_steps)
+        self.malformed = 0
+        self.foreign = 0
+        self.nflog_lost = 0
+        self.last_malformed: bytes | None = None
+        self._plain_below = plain_below
+        self._cache = KeyCache()
+        self._known: dict[tuple[int | bytes, ...], int] = {}
+        self._last_sequence = [ABSENT, ABSENT]
+
+    def decode(self, words: Words, starts: Indexes, lengths: Indexes) -> TraceBatch:
+        """
+        Decode n messages; rows are in their order, one for each that is an event.
+
+        Shape: *words* is a flat little-endian view of a buffer; message i begins with its
+        nlmsghdr at word `starts[i]` and is `lengths[i]` bytes long, both `int64 (n,)`.
+        Messages of other types are ignored.
+        """
+        words = np.ascontiguousarray(words, "<u4").reshape(-1)
+        starts, lengths = np.asarray(starts, np.int64), np.asarray(lengths, np.int64)
+        if starts.size < self._plain_below:
+            rows = self._read_one_by_one(words, starts, lengths)
+        else:
+            rows = self._read_in_step(words, starts, lengths)
+        self._count(words, starts, lengths, rows)
+        return _batch(words, rows)
+
+    def _read_one_by_one(self, words: Words, starts: Indexes, lengths: Indexes) -> TraceRows:
+        rows = TraceRows(starts.size)
+        for place, (start, length) in enumerate(
+            zip(starts.tolist(), lengths.tolist(), strict=True)
+        ):
+            message = _cut(words, start, length)
+            kind, found = _attributes(message)
+            if message is None or found is None:
+                rows.numbers[place] = Refusal.IGNORED if kind == _OTHER else Refusal.MALFORMED
+                continue
+            read_one = nflog.read_one if kind == nflog.MESSAGE_TYPE else nft_trace.read_one
+            rows.numbers[place] = self._number(kind, message, found)
+            rows.events[place], rows.spans[place] = read_one(start, message, found)
+            if kind == nflog.MESSAGE_TYPE:
+                rows.sequences[:, place] = nflog.read_sequences(message, found)
+        return rows
+
+    def _read_in_step(self, words: Words, starts: Indexes, lengths: Indexes) -> TraceRows:
+        rows = TraceRows(starts.size)
+        kinds = message_types(words, starts)
+        whole = (starts >= 0) & (starts < words.size) & (lengths >= _NLMSGHDR_SIZE)
+        whole &= lengths <= (words.size - starts) * 4
+        rows.numbers[:] = np.where(whole, Refusal.IGNORED, Refusal.MALFORMED)
+        keys, messages = [], []
+        for reader in (nft_trace, nflog):
+            of_kind = whole & (kinds == reader.MESSAGE_TYPE)
+            rows.numbers[of_kind] = Refusal.MALFORMED
+            at = np.flatnonzero(of_kind & (lengths >= HEADERS_SIZE))
+            if at.size:
+                rows.numbers[at] = UNPARSED
+                every = slice(None) if at.size == starts.size else at
+                keys.append(reader.read_many(words, starts[at], lengths[at], rows, every))
+                messages.append(at)
+        if keys:
+            joined = Keys(words, join_spans(keys), np.concatenate(messages))
+
+            def parse(place: int) -> int:
+                message = _cut(words, int(starts[place]), int(lengths[place]))
+                kind, found = _attributes(message)
+                if message is None or found is None:
+                    return Refusal.MALFORMED
+                return self._number(kind, message, found)
+
+            self._cache.intern(joined, rows.numbers, parse)
+        return rows
+
+    def _number(self, kind: int, message: bytes, found: Spots) -> int:
+        """Return the number of the message's step, or why it has none."""
+        reader = nflog if kind == nflog.MESSAGE_TYPE else nft_trace
+        key = (kind, *reader.read_key(message, found))
+        number = self._known.get(key)
+        if number is None:
+            step = reader.read_step(message, found)
+            if isinstance(step, Refusal):
+                number = int(step)
+            else:
+                known = self.table.find_or_add(step)
+                number = int(Refusal.OVERFLOWED) if known is None else known
+            if len(self._known) < MAX_STEPS:
+                self._known[key] = number
+        return number
+
+    def _count(self, words: Words, starts: Indexes, lengths: Indexes, rows: TraceRows) -> None:
+        malformed = np.flatnonzero(rows.numbers == Refusal.MALFORMED)
+        if malformed.size:
+            self.malformed += malformed.size
+            last = malformed[-1]
+            start, length = int(starts[last]), int(lengths[last])
+            kept = words[max(start, 0) : max(start, 0) + _KEPT // 4] if start >= 0 else words[:0]
+            self.last_malformed = kept.tobytes()[: max(0, min(length, _KEPT))]
+        self.foreign += int(np.count_nonzero(rows.numbers == Refusal.FOREIGN))
+        self.table.overflowed += int(np.count_nonzero(rows.numbers == Refusal.OVERFLOWED))
+        in_group, in_namespace = rows.sequences
+        in_namespace = np.where(in_group == ABSENT, in_namespace, ABSENT)
+        for row, column in enumerate((in_group, in_namespace)):
+            self._follow_sequence(row, column[column != ABSENT])
+
+    def _follow_sequence(self, row: int, numbers: Indexes) -> None:
+        if not numbers.size:
+            return
+        before = np.roll(numbers, 1)
+        last = self._last_sequence[row]
+        before[0] = numbers[0] - 1 if last == ABSENT else last
+        missing = (numbers - before - 1) % (2 * _HALF)
+        self.nflog_lost += int(missing[missing < _HALF].sum())
+        self._last_sequence[row] = int(numbers[-1])
+
+
+def _cut(words: Words, start: int, length: int) -> bytes | None:
+    """Return a message's bytes; None if it does not lie within *words* or has no type."""
+    if not (0 <= start < words.size and _NLMSGHDR_SIZE <= length <= (words.size - start) * 4):
+        return None
+    return words[start : start + (length + 3) // 4].tobytes()[:length]
+
+
+def _attributes(message: bytes | None) -> tuple[int, Spots | None]:
+    """Return a message's type, _OTHER for those that we do not read, and its attributes."""
+    if message is None:
+        return 0, None
+    kind = int.from_bytes(message[4:6], "little")
+    if kind not in _LAYOUTS:
+        return _OTHER, None
+    return kind, walk_one(message, _LAYOUTS[kind]) if len(message) >= HEADERS_SIZE else None
+
+
+def _batch(words: Words, rows: TraceRows) -> TraceBatch:
+    places = np.flatnonzero(rows.numbers >= 0)
+    events, spans = rows.events[places], rows.spans[places]
+    has_packet = spans["network_size"] > 0
+    events["step"] = rows.numbers[places]
+    events["packet"] = np.where(has_packet, np.cumsum(has_packet) - 1, NO_PACKET)
+    return TraceBatch(events, read_packets(words, spans[has_packet]))

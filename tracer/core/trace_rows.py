@@ -1,0 +1,45 @@
+"""What the two readings of a batch, one by one and in step, hand to the decoder."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import TypeAlias
+
+import numpy as np
+
+from tracer.core.events import EVENT
+from tracer.core.headers import SPAN
+from tracer.core.interning import UNPARSED
+
+__all__ = ["ABSENT", "Fields", "Refusal", "TraceRows"]
+
+#: One message's `EVENT` and its `SPAN`, as numbers.
+Fields: TypeAlias = tuple[tuple[int, ...], tuple[int, ...]]
+
+#: A sequence number that the message does not have.
+ABSENT = -1
+
+
+class Refusal(IntEnum):
+    """Why a message is no event; stands where an event has its step's number."""
+
+    MALFORMED = -1
+    FOREIGN = -2
+    OVERFLOWED = -3
+    IGNORED = -4
+
+
+class TraceRows:
+    """
+    Columns of n messages, whatever each of them is.
+
+    *numbers* `int32 (n,)`: the step's number, a `Refusal`, or UNPARSED. *events* `EVENT
+    (n,)` without step and packet. *spans* `SPAN (n,)`. *sequences* `int64 (2, n)`: an
+    NFLOG message's number in its group and in its namespace, ABSENT if it has none.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.numbers = np.full(count, UNPARSED, np.int32)
+        self.events = np.zeros(count, EVENT)
+        self.spans = np.zeros(count, SPAN)
+        self.sequences = np.full((2, count), ABSENT, np.int64)
