@@ -67,13 +67,15 @@ def find_nft_verdict(text: str) -> tuple[Verdict | None, str | None]:
     """
     # A string ends in its quote, so a verdict as the last word is never inside one.
     before, _, last = text.rpartition(" ")
-    if last in _PLAIN and "vmap" not in text and not before.endswith((" jump", " goto")):
+    if last in _PLAIN and "vmap" not in text and before.rpartition(" ")[2] not in _JUMPS:
         return _PLAIN[last], None
     words = _strip_values(text) if '"' in text or "{" in text else text.split()
-    if "vmap" in words:
+    jump = _JUMPS.get(words[-2]) if len(words) > 1 else None
+    # A chain may be called vmap.
+    if "vmap" in (words if jump is None else words[:-2]):
         return None, None
-    if len(words) > 1 and words[-2] in _JUMPS:
-        return _JUMPS[words[-2]], words[-1]
+    if jump is not None:
+        return jump, words[-1]
     if words and words[-1] in _PLAIN:
         return _PLAIN[words[-1]], None
     for index, word in enumerate(words):
