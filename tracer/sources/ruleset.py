@@ -13,6 +13,7 @@ the same before and after; if not, it is read again.
 from __future__ import annotations
 
 import errno
+import json
 import os
 import socket
 import struct
@@ -164,8 +165,13 @@ def _read_nft(runs: ExitStack) -> tuple[list[Table], Mapping[tuple[str, str], st
     ]
     named = name_nft_tables(tables, saved)
     wanted = [(table.family, table.name) for table in named if _needs_json(table)]
-    nat_runs = {key: _start(runs, [nft, "-j", "list", "table", *key]) for key in wanted}
+    nat_runs = {key: _start(runs, [nft, "-j", _list_table(*key)]) for key in wanted}
     return named, {key: run.read() for key, run in nat_runs.items()}
+
+
+def _list_table(family: str, name: str) -> str:
+    """Return the command to list a table, in JSON: nft's grammar does not take every name."""
+    return json.dumps({"nftables": [{"list": {"table": {"family": family, "name": name}}}]})
 
 
 def _start_nft_saves(runs: ExitStack, tables: str) -> dict[str, Tool]:

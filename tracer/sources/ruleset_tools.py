@@ -46,6 +46,8 @@ class Tool:
                 stdout=self._output,
                 stderr=self._errors,
                 env={**os.environ, "LC_ALL": "C"},
+                # Ctrl-C is for us: a tool that it ends would look like one that was refused.
+                process_group=0,
             )
         except OSError as exc:
             self._close()
