@@ -22,6 +22,8 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
+from tracer.core.protocols import ATTRIBUTE_HEADER
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -50,11 +52,12 @@ class Layout:
     """
 
     def __init__(self, minimum: Mapping[int, int]) -> None:
-        self.sizes = {kind: size + 4 for kind, size in minimum.items()}
+        """Make the tables, by type with its two flag bits, that `walk` looks types up in."""
+        self.sizes = {kind: size + ATTRIBUTE_HEADER for kind, size in minimum.items()}
         self.slot = {kind: row for row, kind in enumerate(minimum, start=1)}
         kinds = np.arange(1 << 16) & _TYPE_MASK
         self.slots = np.zeros(1 << 16, np.int64)
-        self.least = np.full(1 << 16, 4, np.int64)
+        self.least = np.full(1 << 16, ATTRIBUTE_HEADER, np.int64)
         for kind, size in self.sizes.items():
             self.slots[kinds == kind] = self.slot[kind]
             self.least[kinds == kind] = size
@@ -94,7 +97,7 @@ def walk(
     index = np.arange(count)
     at = starts + HEADERS_SIZE // 4
     left = lengths - HEADERS_SIZE
-    keep = left >= 4
+    keep = left >= ATTRIBUTE_HEADER
     while True:
         if not keep.all():
             at, left, index = at[keep], left[keep], index[keep]
@@ -112,7 +115,7 @@ def walk(
         step = (size + 3) >> 2
         at = at + step
         left = left - (step << 2)
-        keep = left >= 4
+        keep = left >= ATTRIBUTE_HEADER
 
 
 def be32(
@@ -147,10 +150,10 @@ def walk_one(message: bytes, layout: Layout, at: int = HEADERS_SIZE) -> Spots | 
     found: Spots = {}
     least = layout.sizes
     end = len(message)
-    while end - at >= 4:
+    while end - at >= ATTRIBUTE_HEADER:
         size, kind = _HEADER(message, at)
         kind &= _TYPE_MASK
-        if size < least.get(kind, 4) or size > end - at:
+        if size < least.get(kind, ATTRIBUTE_HEADER) or size > end - at:
             return None
         found[kind] = (at + 4, at + size)
         at += (size + 3) & ~3

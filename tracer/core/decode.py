@@ -75,6 +75,7 @@ class TraceDecoder:
     """
 
     def __init__(self, *, max_steps: int = MAX_STEPS, plain_below: int = PLAIN_BELOW) -> None:
+        """Begin with no steps; *plain_below* is there to compare the two readings."""
         self.table: Final = StepTable(max_steps)
         self.malformed = 0
         self.foreign = 0

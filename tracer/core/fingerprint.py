@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tracer.core.mixing import finish, multipliers
+from tracer.core.protocols import ICMP, ICMPV6, IPV4, IPV6, TCP
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -69,14 +70,17 @@ _MASKS = np.stack(
 )
 
 _CLASS = np.full(256, _DEFAULT, np.int64)
-_CLASS[6] = _TCP
+_CLASS[TCP] = _TCP
 _CLASS[[17, 33, 136]] = _DATAGRAM
 _CLASS[132] = _SCTP
 _CLASS[47] = _GRE
 
 #: Echo and timestamp of ICMP, echo of ICMPv6: what has an id for NAT to change.
-_IS_ECHO = {4: np.isin(np.arange(256), (0, 8, 13, 14)), 6: np.isin(np.arange(256), (128, 129))}
-_ICMP_OF = {4: 1, 6: 58}
+_IS_ECHO = {
+    IPV4: np.isin(np.arange(256), (0, 8, 13, 14)),
+    IPV6: np.isin(np.arange(256), (128, 129)),
+}
+_ICMP_OF = {IPV4: ICMP, IPV6: ICMPV6}
 
 
 def fingerprints(
@@ -92,7 +96,7 @@ def fingerprints(
     hashed whole: nothing is known to change it.
     """
     low, half, byte = np.uint32(0xFFFF), np.uint32(16), np.uint32(0xFF)
-    ipv4, ipv6 = family == 4, family == 6
+    ipv4, ipv6 = family == IPV4, family == IPV6
     second = network[1].byteswap()
     wire = np.where(ipv4, (network[2] >> np.uint32(8)) & byte, (network[1] >> half) & byte)
     kept = _classes(family, wire, transport)
@@ -123,7 +127,7 @@ def _classes(
 ) -> npt.NDArray[np.int64]:
     """Choose each packet's mask by its protocol as the IP header names it."""
     kept = _CLASS.take(wire)
-    kept[(family == 6) & EXTENSIONS.take(wire)] = _UNKNOWN
+    kept[(family == IPV6) & EXTENSIONS.take(wire)] = _UNKNOWN
     for number, protocol in _ICMP_OF.items():
         rows = np.flatnonzero((family == number) & (wire == protocol))
         if rows.size:

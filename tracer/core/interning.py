@@ -91,6 +91,7 @@ class Keys:
         spans: KeySpans,
         messages: npt.NDArray[np.int64],
     ) -> None:
+        """Gather the usable ones of *spans*, which are those of *messages*."""
         usable = np.flatnonzero(spans.usable)
         falling = (KEY_WORDS - spans.size[usable]).astype(np.uint8)
         order = np.argsort(falling, kind="stable")
@@ -115,6 +116,7 @@ class KeyCache:
     """The numbers of keys already seen, at most *limit* of them."""
 
     def __init__(self, limit: int = _MAX_KEYS) -> None:
+        """Begin with no keys."""
         self._limit = limit
         self._words = np.zeros((KEY_WORDS, _FIRST_CAPACITY), np.uint32)
         self._numbers = np.zeros(_FIRST_CAPACITY, np.int32)

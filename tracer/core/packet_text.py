@@ -9,12 +9,21 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tracer.core.journey import Packet
+from tracer.core.protocols import (
+    ICMP,
+    ICMPV6,
+    IPV4,
+    IPV6,
+    PORTS_SIZE,
+    PROTOCOL_NAMES,
+    PROTOCOLS_WITH_PORTS,
+    TCP,
+)
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
 __all__ = [
-    "PROTOCOL_NAMES",
     "packet_value",
     "render_address",
     "render_addresses",
@@ -23,29 +32,7 @@ __all__ = [
     "render_tcp_flags",
 ]
 
-#: By IP protocol number, as iptables and nft name them.
-#: Source: IANA's protocol numbers; ipip and icmpv6 as in include/uapi/linux/in.h and in6.h.
-PROTOCOL_NAMES = {
-    1: "icmp",
-    2: "igmp",
-    4: "ipip",
-    6: "tcp",
-    17: "udp",
-    33: "dccp",
-    41: "ipv6",
-    47: "gre",
-    50: "esp",
-    51: "ah",
-    58: "icmpv6",
-    89: "ospf",
-    103: "pim",
-    112: "vrrp",
-    115: "l2tp",
-    132: "sctp",
-    136: "udplite",
-}
-
-_FAMILY_NAMES = {4: "ipv4", 6: "ipv6"}
+_FAMILY_NAMES = {IPV4: "ipv4", IPV6: "ipv6"}
 
 #: Rendered addresses that are remembered: a busy second's peers at some 150 bytes each.
 _ADDRESSES = 65_536
@@ -56,18 +43,21 @@ _FLAGS = [
     for value in range(256)
 ]
 
-_ICMP = {(4, 1), (6, 58)}
+_ICMP = {(IPV4, ICMP), (IPV6, ICMPV6)}
 #: Types whose second word is an id and a sequence: echo and timestamp, echo of ICMPv6.
 _HAS_ID = {(4, 0), (4, 8), (4, 13), (4, 14), (6, 128), (6, 129)}
-_HAS_PORTS = {6, 17, 33, 132, 136}
-_TCP = 6
+
+#: Transport bytes up to the TCP flags, to an ICMP message's checksum, and to its sequence.
+_TCP_FLAGS_SIZE = 14
+_ICMP_KIND_SIZE = 4
+_ICMP_ECHO_SIZE = 8
 
 
 @lru_cache(maxsize=_ADDRESSES)
 def _render_packed(family: int, packed: bytes) -> str:
-    if family == 4:  # noqa: PLR2004 - an IP version
+    if family == IPV4:
         return ".".join(map(str, packed[:4]))
-    if family == 6:  # noqa: PLR2004
+    if family == IPV6:
         return ipaddress.IPv6Address(packed).compressed
     return ""
 
@@ -117,14 +107,14 @@ def packet_value(row: np.void) -> Packet:
         return Packet(family="other", proto="0")
     fields: dict[str, int | str | None] = {}
     traced = int(row["transport_length"])
-    if proto in _HAS_PORTS and traced >= 4:  # noqa: PLR2004 - both ports
+    if proto in PROTOCOLS_WITH_PORTS and traced >= PORTS_SIZE:
         fields |= {"sport": int(row["sport"]), "dport": int(row["dport"])}
-    if proto == _TCP and traced >= 14:  # noqa: PLR2004 - up to the flags
+    if proto == TCP and traced >= _TCP_FLAGS_SIZE:
         fields |= {
             "tcp_flags": render_tcp_flags(int(row["tcp_flags"])),
             "tcp_seq": int(row["seq"]),
         }
-    if (family, proto) in _ICMP and traced >= 4:  # noqa: PLR2004 - type, code, checksum
+    if (family, proto) in _ICMP and traced >= _ICMP_KIND_SIZE:
         fields |= _icmp_fields(family, int(row["icmp"]), traced)
     return Packet(
         family=render_family(family),
@@ -133,7 +123,7 @@ def packet_value(row: np.void) -> Packet:
         dst=render_address(family, row["dst"]),
         length=int(row["length"]),
         ttl=int(row["ttl"]),
-        ip_id=int(row["ip_id"]) if family == 4 else None,  # noqa: PLR2004
+        ip_id=int(row["ip_id"]) if family == IPV4 else None,
         **fields,  # type: ignore[arg-type]
     )
 
@@ -141,6 +131,6 @@ def packet_value(row: np.void) -> Packet:
 def _icmp_fields(family: int, icmp: int, traced: int) -> dict[str, int | str | None]:
     kind = icmp >> 40
     fields: dict[str, int | str | None] = {"icmp_type": kind, "icmp_code": icmp >> 32 & 0xFF}
-    if (family, kind) in _HAS_ID and traced >= 8:  # noqa: PLR2004 - id and sequence
+    if (family, kind) in _HAS_ID and traced >= _ICMP_ECHO_SIZE:
         fields |= {"icmp_id": icmp >> 16 & 0xFFFF, "icmp_seq": icmp & 0xFFFF}
     return fields

@@ -8,8 +8,8 @@ from typing import TypeAlias
 import numpy as np
 
 from tracer.core.events import EVENT
-from tracer.core.headers import SPAN
 from tracer.core.interning import UNPARSED
+from tracer.core.transport import SPAN
 
 __all__ = ["ABSENT", "Fields", "Refusal", "TraceRows"]
 
@@ -39,6 +39,7 @@ class TraceRows:
     """
 
     def __init__(self, count: int) -> None:
+        """Make *count* rows of which nothing is known."""
         self.numbers = np.full(count, UNPARSED, np.int32)
         self.events = np.zeros(count, EVENT)
         self.spans = np.zeros(count, SPAN)

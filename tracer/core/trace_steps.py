@@ -68,10 +68,11 @@ class StepTable:
     _index: dict[TraceStep, int] = field(default_factory=dict)
 
     def __len__(self) -> int:
+        """Return how many steps there are."""
         return len(self.steps)
 
     def find_or_add(self, step: TraceStep) -> int | None:
-        """Return the step's number, the next one if it is new; None if it is new and we are full."""
+        """Return the step's number, the next one for a new step; None for it if we are full."""
         known = self._index.get(step)
         if known is None and len(self.steps) < self.limit:
             known = self._index[step] = len(self.steps)
