@@ -337,15 +337,20 @@ def _find_starts(
     same = np.zeros(count, np.bool_)
     same[1:] = events["trace_id"][1:] == events["trace_id"][:-1]
     headed = events["packet"] != NO_PACKET
-    index = np.arange(count)
-    former = np.full(count, -1, np.int64)
-    former[1:] = _filled(np.where(headed, index, -1))[:-1]
-    before = np.maximum(former, 0)
-    comparable = (former >= 0) & (events["trace_id"][before] == events["trace_id"])
-    rank, rank_before = book.rank[step], book.rank[step[before]]
-    again = (rank == rank_before) & (book.chain[step] == book.chain[step[before]])
-    back = (rank < rank_before) | again | (fingerprint != fingerprint[before])
-    start = ~same | (headed & comparable & back)
+    # Chains of ours behind the first stand beside the ruleset's order, not in it.
+    placed = headed & book.is_placed[step]
+    start = ~same
+    for column, differs in ((headed, fingerprint), (placed, None)):
+        index = np.full(count, -1, np.int64)
+        index[1:] = _filled(np.where(column, np.arange(count), -1))[:-1]
+        before = np.maximum(index, 0)
+        known = column & (index >= 0) & (events["trace_id"][before] == events["trace_id"])
+        if differs is not None:
+            start |= known & (differs != differs[before])
+            continue
+        rank, rank_before = book.rank[step], book.rank[step[before]]
+        again = (rank == rank_before) & (book.chain[step] == book.chain[step[before]])
+        start |= known & ((rank < rank_before) | again)
     start[1:] |= book.is_final[step[:-1]]
     return start
 

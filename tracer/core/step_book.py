@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from tracer.core.arm_hooks import FIRST_CHAIN, LAST_CHAINS, OWN_PREFIX
 from tracer.core.iptables import ImplicitEnd, Policy, resolve_legacy
 from tracer.core.journey import Verdict
 from tracer.core.ruleset import Chain, Rule, Ruleset
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
     from tracer.core.trace_steps import StepTable, TraceStep
 
-__all__ = ["NO_RANK", "OwnChains", "ResolvedStep", "StepBook"]
+__all__ = ["NO_RANK", "ResolvedStep", "StepBook"]
 
 #: `rank` of a step in a chain that is no base chain, or in one that is not known.
 NO_RANK = -(1 << 62)
@@ -44,6 +45,8 @@ _IP_ORDER = {
     "egress": 9,
 }
 _BRIDGE_ORDER = {"prerouting": 1, "input": 2, "forward": 6, "output": 7, "postrouting": 8}
+# Where the chain stands in which we switch tracing on, by its table's family.
+_FIRST_LEVELS = {"netdev": _IP_ORDER["ingress"], "bridge": _BRIDGE_ORDER["prerouting"]}
 
 # include/uapi/linux/netfilter.h and nf_tables.h; the low byte is the verdict.
 _VERDICTS = {
@@ -67,20 +70,6 @@ _QUEUE_NUMBER = re.compile(r" --queue-(?:num|balance) (\d+)")
 
 # enum nf_ip_hook_priorities: what a legacy table stands at; nat's depends on the hook.
 _LEGACY_PRIORITIES = {"raw": -300, "mangle": -150, "filter": 0, "security": 50}
-
-
-@dataclass(frozen=True, slots=True)
-class OwnChains:
-    """
-    How the arming tables' events are told from the ruleset's.
-
-    *tables* are (family, name); *first* names the chains at a packet's first hook and
-    *last* those behind everything else of its last hook.
-    """
-
-    tables: frozenset[tuple[str, str]] = frozenset()
-    first: frozenset[str] = frozenset()
-    last: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,18 +107,20 @@ class StepBook:
 
     *earlier* are former versions, newest first: a rule that was deleted while its event
     was on its way is named from there; nft never uses a handle twice in a table.
+    *rival* is another version that may have been in force instead: legacy tables announce
+    no change, so events that came while one was made are named only where both agree.
     """
 
     def __init__(
         self,
         table: StepTable,
         ruleset: Ruleset,
-        own: OwnChains,
         earlier: Sequence[Ruleset] = (),
+        rival: Ruleset | None = None,
     ) -> None:
         self._table = table
         self._versions = (ruleset, *earlier)
-        self._own = own
+        self._rival = rival
         self._resolved: list[ResolvedStep] = []
         self._chains: dict[tuple[str, str, str, str | None], int] = {}
         self.rank = np.zeros(0, np.int64)
@@ -139,6 +130,7 @@ class StepBook:
         self.is_last = np.zeros(0, np.bool_)
         self.is_shown = np.zeros(0, np.bool_)
         self.is_queue = np.zeros(0, np.bool_)
+        self.is_placed = np.zeros(0, np.bool_)
 
     @property
     def ruleset(self) -> Ruleset:
@@ -153,16 +145,27 @@ class StepBook:
             return
         self._resolved += [self._resolve(step) for step in new]
         fresh = self._resolved[known:]
-        own = [(step.family, step.table) in self._own.tables for step in fresh]
-        self.rank = _extended(self.rank, [self._rank_of(step) for step in fresh])
-        self.chain = _extended(self.chain, [self._number_chain(step) for step in fresh])
-        self.is_final = _extended(self.is_final, [step.verdict in _FINAL for step in fresh])
-        queue = [step.verdict is Verdict.QUEUE for step in fresh]
-        self.is_queue = _extended(self.is_queue, queue)
-        pairs = list(zip(own, fresh, strict=True))
-        self.is_first = _extended(self.is_first, [o and s.chain in self._own.first for o, s in pairs])
-        self.is_last = _extended(self.is_last, [o and s.chain in self._own.last for o, s in pairs])
-        self.is_shown = _extended(self.is_shown, [not o and s.kind != "end" for o, s in pairs])
+        own = [step.table.startswith(OWN_PREFIX) for step in fresh]
+        first = [mine and step.chain == FIRST_CHAIN for mine, step in zip(own, fresh, strict=True)]
+        last = [
+            mine and step.chain.startswith(LAST_CHAINS)
+            for mine, step in zip(own, fresh, strict=True)
+        ]
+        columns: dict[str, list[int] | list[bool]] = {
+            "rank": [self._rank_of(*pair) for pair in zip(fresh, first, strict=True)],
+            "chain": [self._number_chain(step) for step in fresh],
+            "is_final": [step.verdict in _FINAL for step in fresh],
+            "is_queue": [step.verdict is Verdict.QUEUE for step in fresh],
+            "is_first": first,
+            "is_last": last,
+            "is_placed": [one or not mine for one, mine in zip(first, own, strict=True)],
+            "is_shown": [
+                not mine and step.kind != "end" for mine, step in zip(own, fresh, strict=True)
+            ],
+        }
+        for name, values in columns.items():
+            column = getattr(self, name)
+            setattr(self, name, np.concatenate([column, np.array(values, column.dtype)]))
 
     def resolve(self, step: int) -> ResolvedStep:
         """Return what step number *step* means."""
@@ -172,7 +175,9 @@ class StepBook:
         key = (step.family, step.table, step.chain, step.hook)
         return self._chains.setdefault(key, len(self._chains))
 
-    def _rank_of(self, step: ResolvedStep) -> int:
+    def _rank_of(self, step: ResolvedStep, first: bool) -> int:  # noqa: FBT001 - a column's
+        if first:
+            return _FIRST_LEVELS.get(step.family, _IP_ORDER["prerouting"]) * _LEVEL - _LEVEL // 2 + 1
         if step.hook is None:
             return NO_RANK
         order = _BRIDGE_ORDER if step.family == "bridge" else _IP_ORDER
@@ -238,11 +243,17 @@ class StepBook:
                 return rule
         return None
 
+    def _find_legacy(
+        self, version: Ruleset, step: TraceStep, number: int
+    ) -> Rule | ImplicitEnd | Policy | None:
+        table = version.tables.get(("legacy", step.family, step.table))
+        return None if table is None else resolve_legacy(table, step.chain, step.kind, number)
+
     def _resolve_legacy(self, step: TraceStep) -> ResolvedStep:
         number = step.number or 0
-        table = self.ruleset.tables.get(("legacy", step.family, step.table))
-        found = None if table is None else resolve_legacy(table, step.chain, step.kind, number)
-        base = step.hook is not None and step.chain == step.hook.upper()
+        found = self._find_legacy(self.ruleset, step, number)
+        if self._rival is not None:
+            found = _agreed(found, self._find_legacy(self._rival, step, number))
         kind, rule, verdict, target = "rule", None, Verdict.CONTINUE, None
         if isinstance(found, ImplicitEnd):
             kind, number, verdict = "end", 0, Verdict.RETURN
@@ -262,15 +273,20 @@ class StepBook:
             rule=rule,
             number=number or None,
             hook=step.hook,
-            is_base=base,
+            is_base=step.hook is not None and step.chain == step.hook.upper(),
             is_nat=step.table == "nat" and rule is not None and _names_nat(rule),
             queue=_queue_number(rule) if verdict is Verdict.QUEUE else None,
             queue_bypass=rule is not None and "--queue-bypass" in rule.text,
         )
 
 
-def _extended(column: npt.NDArray[np.generic], values: Sequence[int]) -> npt.NDArray[np.generic]:
-    return np.concatenate([column, np.array(values, column.dtype)])
+def _agreed(
+    one: Rule | ImplicitEnd | Policy | None, other: Rule | ImplicitEnd | Policy | None
+) -> Rule | ImplicitEnd | Policy | None:
+    """Return what two versions of a ruleset both say; what only one can say is right."""
+    if one is None or other is None:
+        return one or other
+    return one if one == other else None
 
 
 def _names_nat(rule: Rule) -> bool:

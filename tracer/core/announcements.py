@@ -1,0 +1,51 @@
+"""Which of nf_tables' announcements mean that the rules are others now."""
+
+from __future__ import annotations
+
+import struct
+
+from tracer.core.arm_hooks import OWN_PREFIX
+
+__all__ = ["is_ruleset_change"]
+
+# include/uapi/linux/netfilter/nf_tables.h: tables, chains and rules, made and removed.
+# Sets and their elements are left out: a rule's text names a set and not what is in it.
+_CHANGES = frozenset({0, 2, 3, 5, 6, 8})
+_SUBSYSTEM = 10
+_HEADER = 20
+_NAME = 1  # NFTA_TABLE_NAME, NFTA_CHAIN_TABLE and NFTA_RULE_TABLE are all 1
+
+
+def is_ruleset_change(datagram: bytes) -> bool:
+    """
+    Tell whether a datagram of group NFNLGRP_NFTABLES announces a change of the rules.
+
+    Shape: *datagram* holds one or more netlink messages and may be cut short, in which
+    case the answer is yes: what is missing could be anything.
+    What happens to tables of ours is no change. Source: nft_commit_notify().
+    """
+    offset = 0
+    while offset < len(datagram):
+        if offset + _HEADER > len(datagram):
+            return True
+        length, kind = struct.unpack_from("=IH", datagram, offset)
+        if length < _HEADER or offset + length > len(datagram):
+            return True
+        if kind >> 8 == _SUBSYSTEM and kind & 0xFF in _CHANGES:
+            table = _find_table(datagram[offset + _HEADER : offset + length])
+            if table is None or not table.startswith(OWN_PREFIX.encode()):
+                return True
+        offset += (length + 3) & ~3
+    return False
+
+
+def _find_table(attributes: bytes) -> bytes | None:
+    offset = 0
+    while offset + 4 <= len(attributes):
+        length, kind = struct.unpack_from("=HH", attributes, offset)
+        if kind & 0x3FFF == _NAME and offset + length <= len(attributes):
+            return attributes[offset + 4 : offset + length].rstrip(b"\0")
+        if length < 4:  # noqa: PLR2004 - an attribute's own header
+            return None
+        offset += (length + 3) & ~3
+    return None
