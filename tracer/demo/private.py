@@ -139,6 +139,8 @@ def _status_of(action: Callable[[], int]) -> int:
         return _INTERRUPTED
     except BrokenPipeError:
         return 0  # the reader has seen enough
+    except SystemExit as exc:
+        return exc.code if isinstance(exc.code, int) else 1
     except NftraceError as exc:
         return _say(exc)
     except OSError as exc:
