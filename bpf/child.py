@@ -61,11 +61,15 @@ def _build(request: dict[str, Any]) -> tuple[dict[str, Any], list[int]]:
             defines |= _shape(facts)
         compiled = _compile(request["source"], defines, folder)
     maps = [compiled[name].map_fd for name in request["maps"]]
-    programs = [
-        load_program(compiled.dump_func(name.encode()), kind, attach_type)
-        for name, kind, attach_type in request["programs"]
-    ]
-    return facts, [*maps, *programs]
+    programs: dict[str, int] = {}
+    for name, kind, attach_type, optional in request["programs"]:
+        try:
+            programs[name] = load_program(compiled.dump_func(name.encode()), kind, attach_type)
+        except NftraceError:
+            if not optional:
+                raise
+    facts["programs"] = list(programs)
+    return facts, [*maps, *programs.values()]
 
 
 def _shape(facts: dict[str, Any]) -> dict[str, int]:

@@ -37,11 +37,17 @@ _ERRORS = {
 
 @dataclass(frozen=True, slots=True)
 class ProgramSpec:
-    """A function of the C file and what the kernel shall take it for."""
+    """
+    A function of the C file and what the kernel shall take it for.
+
+    An *optional* one is left out of `Loaded.programs` where the kernel does not know its
+    type or refuses it.
+    """
 
     name: str
     kind: int
     attach_type: int = 0
+    optional: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +102,7 @@ def load(spec: ObjectSpec) -> Loaded:
     """
     request = {
         "source": spec.source,
-        "programs": [[p.name, p.kind, p.attach_type] for p in spec.programs],
+        "programs": [[p.name, p.kind, p.attach_type, p.optional] for p in spec.programs],
         "maps": spec.maps,
         "types": spec.types,
         "enums": spec.enums,
@@ -111,11 +117,11 @@ def load(spec: ObjectSpec) -> Loaded:
         # Shown with the traceback only: the compiler's own words are for developers.
         refusal.add_note(words)
         raise refusal
-    names = [*spec.maps, *(program.name for program in spec.programs)]
+    names = [*spec.maps, *answer["programs"]]
     by_name = dict(zip(names, descriptors, strict=True))
     return Loaded(
         maps={name: by_name[name] for name in spec.maps},
-        programs={program.name: by_name[program.name] for program in spec.programs},
+        programs={name: by_name[name] for name in answer["programs"]},
         enums=answer["enums"],
         offsets=answer["offsets"],
         sizes=answer["sizes"],

@@ -12,6 +12,7 @@ import os
 import platform
 import struct
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -19,12 +20,14 @@ import numpy.typing as npt
 from tracer.errors import KernelRefusedError, KernelUnsupportedError
 
 __all__ = [
+    "ATTACH_NETFILTER",
     "PROG_TYPE_NETFILTER",
     "PROG_TYPE_RAW_TRACEPOINT",
     "MapFile",
     "attach_netfilter",
     "attach_raw_tracepoint",
     "load_program",
+    "possible_cpus",
     "program_misses",
     "run_program",
 ]
@@ -36,7 +39,7 @@ _PROG_LOAD, _PROG_TEST_RUN, _OBJ_GET_INFO = 5, 10, 15
 _RAW_TRACEPOINT_OPEN, _LOOKUP_BATCH, _LINK_CREATE = 17, 24, 28
 PROG_TYPE_RAW_TRACEPOINT = 17
 PROG_TYPE_NETFILTER = 32
-_ATTACH_NETFILTER = 45
+ATTACH_NETFILTER = 45
 _ATTR_BYTES = 128
 #: A refused program's log is kept to its last lines, where the reason stands.
 _LOG_BYTES = 1 << 18
@@ -56,6 +59,12 @@ def _bpf(command: int, attr: bytearray) -> int:
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code))
     return result
+
+
+def possible_cpus() -> int:
+    """Return how many parts a per-CPU value has; offline CPUs count."""
+    text = Path("/sys/devices/system/cpu/possible").read_text(encoding="ascii")
+    return int(text.strip().replace("-", ",").split(",")[-1]) + 1
 
 
 def load_program(code: bytes, kind: int, attach_type: int = 0) -> int:
@@ -138,7 +147,7 @@ def attach_netfilter(program: int, family: int, hook: int, priority: int) -> int
     """
     attr = bytearray(_ATTR_BYTES)
     struct.pack_into(
-        "=IIIIIIiI", attr, 0, program, 0, _ATTACH_NETFILTER, 0, family, hook, priority, 0
+        "=IIIIIIiI", attr, 0, program, 0, ATTACH_NETFILTER, 0, family, hook, priority, 0
     )
     try:
         return _bpf(_LINK_CREATE, attr)

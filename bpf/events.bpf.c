@@ -1,0 +1,191 @@
+// SPDX-License-Identifier: Apache-2.0
+/*
+ * Tell what befalls followed packets: received, sent, delivered, dropped.
+ *
+ * Attached only while somebody follows, since on_receive() and on_send() run for every
+ * packet of the machine. Measured on 6.18: about 90 ns for a packet that no match names.
+ */
+#include "packet.h"
+
+BPF_ARRAY(matches, struct nt_matches, 1);
+BPF_TABLE("hash", struct nt_flow, u64, flows, NT_FLOWS_MAX);
+BPF_PERCPU_ARRAY(stats, struct nt_stats, 1);
+BPF_RINGBUF_OUTPUT(events, NT_RING_PAGES);
+
+struct nt_scratch {
+	struct nt_flow flow;
+	u8 raw[NT_NETWORK_BYTES + NT_TRANSPORT_BYTES];
+	u8 lengths[4];
+	const unsigned char *head;
+	const unsigned char *from;
+	const struct net *net;
+	u64 found;
+	u32 tail;
+	u16 header;
+	u16 protocol;
+};
+
+BPF_PERCPU_ARRAY(scratches, struct nt_scratch, 1);
+
+/* Read the headers at *from*, the network header where it is NULL; 0 if not followed. */
+static inline int nt_is_followed(struct nt_scratch *t,
+				 const struct sk_buff *skb,
+				 const unsigned char *from)
+{
+	struct nt_matches *armed;
+	int zero = 0;
+
+	armed = matches.lookup(&zero);
+	if (!armed)
+		return 0;
+	nt_read(&t->head, &skb->head);
+	nt_read(&t->tail, &skb->tail);
+	if (!from) {
+		nt_read(&t->header, &skb->network_header);
+		from = t->head + t->header;
+	}
+	__builtin_memset(t->raw, 0, sizeof(t->raw));
+	__builtin_memset(t->lengths, 0, sizeof(t->lengths));
+	nt_read_headers(from, t->head + t->tail, t->raw, t->lengths);
+	if (!nt_flow_of(t->raw, t->lengths[1], &t->flow))
+		return 0;
+	t->found = 0;
+	for (int i = 0; i < NT_MATCHES_MAX; i++) {
+		if (i >= armed->count)
+			break;
+		t->found |= nt_matches_flow(&armed->match[i], &t->flow);
+	}
+	if (t->found)
+		return 1;
+	return armed->flows && flows.lookup(&t->flow);
+}
+
+static inline void nt_tell(struct nt_scratch *t, const struct sk_buff *skb,
+			   const struct net_device *dev, u32 kind, u32 reason,
+			   u64 location)
+{
+	struct nt_event *event;
+	struct nt_stats *st;
+	int zero = 0;
+
+	st = stats.lookup(&zero);
+	if (!st)
+		return;
+	st->count[NT_STAT_SEEN]++;
+	event = events.ringbuf_reserve(sizeof(*event));
+	if (!event) {
+		st->count[NT_STAT_RESERVE_FAILED]++;
+		return;
+	}
+	__builtin_memset(event, 0, sizeof(*event));
+	event->time_ns = bpf_ktime_get_ns();
+	event->location = location;
+	event->kind = kind;
+	event->reason = reason;
+	event->netns = nt_net_inode(t->net);
+	if (dev)
+		nt_read(&event->ifindex, &dev->ifindex);
+	nt_read(&event->mark, &skb->mark);
+	nt_read(&event->length, &skb->len);
+	nt_read(&event->protocol, &skb->protocol);
+	event->protocol = nt_swap16(event->protocol);
+	__builtin_memcpy(event->raw, t->raw, sizeof(event->raw));
+	event->lengths[0] = t->lengths[0];
+	event->lengths[1] = t->lengths[1];
+	st->count[NT_STAT_RECORDED]++;
+	events.ringbuf_submit(event, 0);
+}
+
+int on_drop(struct bpf_raw_tracepoint_args *ctx)
+{
+	const struct sk_buff *skb = (const struct sk_buff *)ctx->args[0];
+	const struct net_device *dev = NULL;
+	struct nt_scratch *t;
+	u32 reason = 0;
+	int zero = 0;
+
+	t = scratches.lookup(&zero);
+	if (!t)
+		return 0;
+#ifdef NT_HAS_REASON
+	reason = (u32)ctx->args[2];
+#ifdef NT_REASON_CONSUMED
+	if (reason == NT_REASON_CONSUMED)
+		return 0;
+#endif
+#endif
+	if (!nt_is_followed(t, skb, NULL))
+		return 0;
+	nt_read(&dev, &skb->dev);
+	t->net = nt_skb_net(skb, dev);
+	nt_tell(t, skb, dev, NT_EVENT_DROPPED, reason, ctx->args[1]);
+	return 0;
+}
+
+/* netif_receive_skb(skb): the network header is where the data begins, if not set yet. */
+int on_receive(struct bpf_raw_tracepoint_args *ctx)
+{
+	const struct sk_buff *skb = (const struct sk_buff *)ctx->args[0];
+	const struct net_device *dev = NULL;
+	const unsigned char *data = NULL;
+	struct nt_scratch *t;
+	int zero = 0;
+
+	t = scratches.lookup(&zero);
+	if (!t)
+		return 0;
+	nt_read(&data, &skb->data);
+	nt_read(&t->protocol, &skb->protocol);
+	if (t->protocol == nt_swap16(0x8100) ||
+	    t->protocol == nt_swap16(0x88a8))
+		data += 4; /* a VLAN tag that the device left in the packet */
+	if (!nt_is_followed(t, skb, data))
+		return 0;
+	nt_read(&dev, &skb->dev);
+	t->net = nt_dev_net(dev);
+	nt_tell(t, skb, dev, NT_EVENT_RECEIVED, 0, 0);
+	return 0;
+}
+
+/*
+ * net_dev_start_xmit(skb, dev): the packet is whole here. In net_dev_xmit, which has the
+ * driver's answer, it may be another namespace's already; a driver that drops it frees it
+ * by kfree_skb.
+ */
+int on_send(struct bpf_raw_tracepoint_args *ctx)
+{
+	const struct sk_buff *skb = (const struct sk_buff *)ctx->args[0];
+	const struct net_device *dev = (const struct net_device *)ctx->args[1];
+	struct nt_scratch *t;
+	int zero = 0;
+
+	t = scratches.lookup(&zero);
+	if (!t || !nt_is_followed(t, skb, NULL))
+		return 0;
+	t->net = nt_dev_net(dev);
+	nt_tell(t, skb, dev, NT_EVENT_SENT, 0, 0);
+	return 0;
+}
+
+struct nt_hook_context {
+	const struct nf_hook_state *state;
+	struct sk_buff *skb;
+};
+
+/* Last on LOCAL_IN: every table let the packet pass, the protocols take it next. */
+int on_deliver(struct nt_hook_context *ctx)
+{
+	const struct nf_hook_state *state = ctx->state;
+	const struct sk_buff *skb = ctx->skb;
+	const struct net_device *dev = NULL;
+	struct nt_scratch *t;
+	int zero = 0;
+
+	t = scratches.lookup(&zero);
+	if (!t || !nt_is_followed(t, skb, NULL))
+		return 1; /* NF_ACCEPT */
+	nt_read(&dev, &state->in);
+	nt_read(&t->net, &state->net);
+	nt_tell(t, skb, dev, NT_EVENT_DELIVERED, 0, 0);
+	return 1;
+}

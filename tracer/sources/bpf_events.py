@@ -1,0 +1,205 @@
+"""
+Where followed packets begin and end, told by the kernel with its own time stamps.
+
+Raw tracepoints see every packet of the machine while this is open; which of them are
+told is decided in the kernel. Delivery is seen by a program at the end of each
+namespace's input hook, which Linux 6.4 and newer allow.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from bpf.layout import EVENT_RECORD, FLOW, MATCHES, STATS, Stat
+from bpf.loader import ObjectSpec, ProgramSpec, load
+from bpf.ring import RingReader
+from bpf.syscalls import (
+    ATTACH_NETFILTER,
+    PROG_TYPE_NETFILTER,
+    PROG_TYPE_RAW_TRACEPOINT,
+    MapFile,
+    attach_netfilter,
+    attach_raw_tracepoint,
+    possible_cpus,
+)
+from tracer.core.drop_events import decode_skb_events
+from tracer.core.drop_flows import fill_matches
+from tracer.errors import KernelUnsupportedError
+from tracer.sources.netns import Netns, entered
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    import numpy.typing as npt
+
+    from tracer.core.filters import Filter
+
+__all__ = ["Flow", "SkbEvents", "SkbLoss"]
+
+#: 32 MB of address space, 16 of memory: 140,000 events before one is lost.
+_RING_PAGES = 4096
+#: Flows armed one by one, after the filters: as many as an nft set of ours holds.
+_FLOWS_MAX = 4096
+#: Behind conntrack's confirmation, which is INT_MAX too late for a link to be allowed at.
+_LAST_PRIORITY = (1 << 31) - 2
+_LOCAL_IN = 1
+_FAMILIES = (2, 10)  # NFPROTO_IPV4, NFPROTO_IPV6
+_TRACEPOINTS = {
+    "on_drop": "kfree_skb",
+    "on_receive": "netif_receive_skb",
+    "on_send": "net_dev_start_xmit",
+}
+_SPEC = ObjectSpec(
+    source="events.bpf.c",
+    programs=(
+        *(ProgramSpec(name, PROG_TYPE_RAW_TRACEPOINT) for name in _TRACEPOINTS),
+        ProgramSpec("on_deliver", PROG_TYPE_NETFILTER, ATTACH_NETFILTER, optional=True),
+    ),
+    maps=("matches", "flows", "stats", "events"),
+    types=("sk_buff", "net", "net_device", "sock", "dst_entry", "nf_hook_state"),
+    enums=("skb_drop_reason",),
+    defines={"NT_FLOWS_MAX": _FLOWS_MAX, "NT_RING_PAGES": _RING_PAGES},
+)
+
+
+class Flow(NamedTuple):
+    """One direction of one flow: packed addresses, ports and the protocol's number."""
+
+    src: bytes
+    dst: bytes
+    sport: int
+    dport: int
+    proto: int
+
+
+class SkbLoss(NamedTuple):
+    """Events told and events lost for want of room in the ring, since open()."""
+
+    told: int
+    lost: int
+
+
+class SkbEvents:
+    """
+    The ends and time stamps of followed packets.
+
+    `open()`, then `arm()` with filters, then `read()` again and again; `fileno()` can be
+    polled. *reasons* maps the kernel's drop reasons to their names after `open()`, and
+    *sees_delivery* says whether local delivery is told.
+    """
+
+    def __init__(self, namespaces: Sequence[Netns]) -> None:
+        """Take the *namespaces* in which delivery is to be seen; nothing is opened yet."""
+        self.namespaces = tuple(namespaces)
+        self.reasons: dict[int, str] = {}
+        self.sees_delivery = False
+        self._descriptors: list[int] = []
+        self._ring: RingReader | None = None
+        self._maps: dict[str, int] = {}
+
+    def open(self) -> None:
+        """
+        Compile, load and attach; nothing is told before arm().
+
+        Errors: KernelUnsupportedError, KernelRefusedError; nothing is left open then.
+        """
+        try:
+            self._open_programs()
+        except BaseException:
+            self.close()
+            raise
+
+    def _open_programs(self) -> None:
+        loaded = load(_SPEC)
+        self._maps = loaded.maps
+        self._descriptors += [*loaded.maps.values(), *loaded.programs.values()]
+        names = loaded.enums.get("skb_drop_reason", {})
+        self.reasons = {n: name.removeprefix("SKB_DROP_REASON_") for name, n in names.items()}
+        size = _RING_PAGES * os.sysconf("SC_PAGE_SIZE")
+        self._ring = RingReader(self._maps["events"], size, EVENT_RECORD)
+        for program, tracepoint in _TRACEPOINTS.items():
+            self._descriptors.append(attach_raw_tracepoint(tracepoint, loaded.programs[program]))
+        deliver = loaded.programs.get("on_deliver")
+        if deliver is not None:
+            # A kernel without the links leaves delivery unseen, and says so by this flag.
+            with contextlib.suppress(KernelUnsupportedError):
+                self._link(deliver)
+                self.sees_delivery = True
+
+    def _link(self, program: int) -> None:
+        for namespace in self.namespaces:
+            with entered(namespace):
+                for family in _FAMILIES:
+                    link = attach_netfilter(program, family, _LOCAL_IN, _LAST_PRIORITY)
+                    self._descriptors.append(link)
+
+    def arm(self, filters: Iterable[Filter]) -> None:
+        """
+        Tell from now on of the packets that one of *filters* names, before or after NAT.
+
+        Errors: UsageError for more than sixteen filters.
+        """
+        block = np.zeros(1, MATCHES)
+        block["count"] = fill_matches(filters, block[0]["match"])
+        self._set_matches(block)
+
+    def add_flow(self, flow: Flow) -> None:
+        """
+        Tell of one more flow's packets; the filters go on as they are.
+
+        Errors: OSError (E2BIG) where the table of flows is full.
+        """
+        MapFile(self._maps["flows"], FLOW.itemsize, 8).update(_pack_flow(flow), bytes(8))
+        block = np.frombuffer(self._matches().lookup(bytes(4)) or b"", MATCHES).copy()
+        if not block["flows"][0]:
+            block["flows"] = 1
+            self._set_matches(block)
+
+    def read(self) -> npt.NDArray[np.void]:
+        """Return the events that are ready, `SKB_EVENT (n,)`, in the order they were told."""
+        if self._ring is None:
+            msg = "SkbEvents is not open"
+            raise ValueError(msg)
+        records = self._ring.read()
+        return decode_skb_events(records, time.time_ns() - time.monotonic_ns())
+
+    def fileno(self) -> int:
+        """Return the ring's descriptor, readable when events are waiting."""
+        return self._maps["events"]
+
+    def loss(self) -> SkbLoss:
+        """Return how many events were told and lost so far."""
+        cpus = possible_cpus()
+        raw = MapFile(self._maps["stats"], 4, STATS.itemsize, cpus).lookup(bytes(4)) or b""
+        counts = np.frombuffer(raw, STATS)["count"].sum(axis=0)
+        return SkbLoss(int(counts[Stat.RECORDED]), int(counts[Stat.RESERVE_FAILED]))
+
+    def close(self) -> None:
+        """Detach and unload everything; harmless when repeated."""
+        if self._ring is not None:
+            self._ring.close()
+            self._ring = None
+        while self._descriptors:
+            os.close(self._descriptors.pop())
+        self._maps = {}
+
+    def _matches(self) -> MapFile:
+        return MapFile(self._maps["matches"], 4, MATCHES.itemsize)
+
+    def _set_matches(self, block: npt.NDArray[np.void]) -> None:
+        self._matches().update(bytes(4), block.tobytes())
+
+
+def _pack_flow(flow: Flow) -> bytes:
+    row = np.zeros(1, FLOW)
+    row["src"] = np.frombuffer(flow.src.ljust(16, b"\0"), "<u4")
+    row["dst"] = np.frombuffer(flow.dst.ljust(16, b"\0"), "<u4")
+    row["sport"], row["dport"] = np.array([flow.sport, flow.dport], "<u2").byteswap()
+    row["family"] = 4 if len(flow.src) == 4 else 6  # noqa: PLR2004 - bytes of an address
+    row["proto"] = flow.proto
+    return row.tobytes()
