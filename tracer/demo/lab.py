@@ -151,13 +151,14 @@ class Lab:
     """
     The built network; a context manager that takes it down.
 
+    *listener_pid* is the process that answers in vm, None where none runs.
     Errors: KernelRefusedError where a tool is missing or refused, KernelUnsupportedError
     where the kernel does not take this backend's rules.
     """
 
     def __init__(self, backend: Backend) -> None:
         self.backend = backend
-        self._listener: int | None = None
+        self.listener_pid: int | None = None
 
     def __enter__(self) -> Self:
         """Build it: five namespaces, the rules, a listener in vm."""
@@ -182,10 +183,10 @@ class Lab:
 
     def close(self) -> None:
         """End the listener and remove the namespaces; harmless when repeated."""
-        if self._listener is not None:
-            os.kill(self._listener, signal.SIGKILL)
-            os.waitpid(self._listener, 0)
-            self._listener = None
+        if self.listener_pid is not None:
+            os.kill(self.listener_pid, signal.SIGKILL)
+            os.waitpid(self.listener_pid, 0)
+            self.listener_pid = None
         names = [host for host in HOSTS if Path("/run/netns", host).exists()]
         _run("ip", "-batch", "-", stdin="".join(f"netns delete {name}\n" for name in names))
 
@@ -255,8 +256,8 @@ class Lab:
         with entered(find_namespace("vm")):
             # Listening before the fork: a client can connect as soon as we return.
             sockets = [socket.create_server(("", port)) for port in _VM_PORTS]
-        self._listener = os.fork()
-        if self._listener == 0:
+        self.listener_pid = os.fork()
+        if self.listener_pid == 0:
             try:
                 die_with_parent()
                 serve(sockets)
