@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from tracer.cli import theme
 from tracer.cli.render_ending import ending_parts
-from tracer.cli.render_fold import Replies, Ways, flow_of
+from tracer.cli.render_fold import WAYS_REMEMBERED, Replies, Ways, flow_of
 from tracer.cli.render_packet import clock_text, date_text, packet_word, peer
 from tracer.cli.render_safe import Part, cells, escape, wrap
 from tracer.cli.render_steps import StepRows
@@ -46,7 +46,7 @@ class JourneyPrinter:
 
     *full* prints every packet whole. *passed_over* gives, for each index of a journey's
     steps, the rules that were passed over before it. *zone* is the time zone, None for the
-    machine's own.
+    machine's own. *ways_limit* bounds the ways remembered to fold by.
     """
 
     def __init__(
@@ -56,6 +56,7 @@ class JourneyPrinter:
         full: bool = False,
         passed_over: Callable[[Journey], Mapping[int, Sequence[Rule]]] | None = None,
         zone: tzinfo | None = None,
+        ways_limit: int = WAYS_REMEMBERED,
     ) -> None:
         """Print to *console*; nothing is printed before the first packet."""
         self._console = console
@@ -63,7 +64,7 @@ class JourneyPrinter:
         self._passed_over = passed_over
         self._zone = zone
         self._symbols = theme.symbols_for(console)
-        self._ways = Ways()
+        self._ways = Ways(ways_limit)
         self._replies = Replies()
         self._number = 0
         self._day = ""
