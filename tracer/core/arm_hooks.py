@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from tracer.core.ruleset import Chain, Ruleset, Table
 
 __all__ = [
+    "FIRST_CHAIN",
+    "LAST_CHAINS",
     "LOWEST",
     "OWN_PREFIX",
     "find_ingress",
@@ -22,6 +24,11 @@ __all__ = [
 #: Tables of ours, in this process or another, are not looked at: two followers that each
 #: went in front of the other would never come to rest.
 OWN_PREFIX = "nftrace_"
+
+#: The chain of each table of ours in which tracing is switched on at the first hook, and
+#: the beginning of the names of those that every packet passes when all else is behind it.
+FIRST_CHAIN = "armed"
+LAST_CHAINS = "last_"
 
 #: The lowest priority there is (an int in struct nf_hook_ops).
 LOWEST = -(2**31)

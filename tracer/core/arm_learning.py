@@ -13,17 +13,18 @@ packets of that direction come in with.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from tracer.core.matches import WITH_PORTS, View, render_matches
+from tracer.core.matches import WITH_PORTS, View, render_matches, render_port_sets
 from tracer.core.nat_headers import PORT_PROTOCOLS
 from tracer.core.nat_ranges import covers, meet
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from tracer.core.nat_headers import Headers
+    from tracer.core.nat_ranges import Ranges
 
 __all__ = ["Learning", "list_flow_lookups", "render_flow_sets", "render_learning"]
 
@@ -65,7 +66,8 @@ class Learning:
     *filters* are the headers asked for; *known* renders, for a view, the matches of what
     the first hook arms by itself. *behind* maps the hooks at which addresses are
     translated to a priority behind that. *both*: a caught packet's replies are wanted
-    too. *is_paced*: a limit named `pace` and a counter named `over_limit` exist.
+    too. *is_paced*: a limit named `pace` and a counter named `over_limit` exist. *ports*
+    gathers the sets of ports that the rules look up.
     """
 
     version: int
@@ -74,6 +76,7 @@ class Learning:
     behind: Mapping[str, int]
     both: bool
     is_paced: bool
+    ports: dict[Ranges, str] = field(default_factory=dict)
 
     @property
     def guards(self) -> dict[str, str]:
@@ -109,7 +112,7 @@ def _header_key(name: str, version: int) -> str:
 
 
 def render_learning(learning: Learning) -> str:
-    """Render all chains behind conntrack, and those that they go to."""
+    """Render all chains behind conntrack, those that they go to, and their sets of ports."""
     chains = []
     for name in ("learn", "learn_both") if learning.both else ("learn",):
         chains.append(_render_learn(name, learning, both=name == "learn_both"))
@@ -119,7 +122,7 @@ def render_learning(learning: Learning) -> str:
         chains.append(_render_old(hook, learning))
         chains.append(_render_translated(hook, learning))
     chains += [_render_new(hook, learning) for hook in ("postrouting", "input")]
-    return "".join(chains)
+    return "".join([render_port_sets(learning.ports), *chains])
 
 
 _OVER = 'counter name "over_limit"'
@@ -174,7 +177,7 @@ def _render_old(hook: str, learning: Learning) -> str:
         rules.append(f"{own} @{name} update @{name} {{ {own} }} accept")
     rules += [f"{match} accept".strip() for match in learning.known(View.packet(version))]
     target = _goto("learn_both" if learning.both else "learn", learning)
-    rules += [f"{match} {target}" for way in _OTHER for match in _list_ways(way, learning.filters)]
+    rules += [f"{match} {target}" for way in _OTHER for match in _list_ways(way, learning)]
     return _base(f"old_{hook}", hook, _BEHIND_CONNTRACK, [*rules, _END])
 
 
@@ -184,7 +187,7 @@ def _render_translated(hook: str, learning: Learning) -> str:
     rules = [_UNTRANSLATED]
     for way in _OTHER:
         start = f"ct direction {way}"
-        own = View.connection(version, (way, "src"), (way, "dst"), start)
+        own = View.connection(version, (way, "src"), (way, "dst"), learning.ports, start)
         rules += [
             f"{start} {guard} {_key(name, way, version)} @{name} accept"
             for name, guard in learning.guards.items()
@@ -204,13 +207,12 @@ def _render_new(hook: str, learning: Learning) -> str:
     come in. Nothing is traced: behind us there is nothing to see.
     """
     version = learning.version
-    bare = tuple(box.without_devices() for box in learning.filters)
     rules = ["ct state != new accept", _UNTRANSLATED]
-    original = View.connection(version, ("original", "src"), ("original", "dst"))
+    original = View.connection(version, ("original", "src"), ("original", "dst"), learning.ports)
     for way in ("reply", "original"):
         if way == "original":
             rules += [f"{match} accept".strip() for match in learning.known(original)]
-        for match in _list_ways(way, bare, any_packet=True):
+        for match in _list_ways(way, learning, any_packet=True):
             rules += [
                 f"{match} {guard} {_update(name, way, version)}"
                 for name, guard in learning.guards.items()
@@ -218,22 +220,24 @@ def _render_new(hook: str, learning: Learning) -> str:
     return _base(f"new_{hook}", hook, learning.behind[hook], [*rules, _END])
 
 
-def _list_ways(way: str, filters: Sequence[Headers], *, any_packet: bool = False) -> Iterator[str]:
+def _list_ways(way: str, learning: Learning, *, any_packet: bool = False) -> Iterator[str]:
     """
     Walk the matches of connections whose packets of direction *way* come to meet a filter.
 
-    With *any_packet* the packet that is looked at may be of either direction.
+    With *any_packet* the packet that is looked at may be of either direction, and what
+    the filter says of devices is not asked.
     """
     other = _OTHER[way]
     guard = "" if any_packet else f"ct direction {way}"
     found: dict[str, None] = {}
-    for box in filters:
+    for box in learning.filters:
         stages = []
         if box.dst is not None or box.dport is not None:
             stages.append(((way, "src"), (other, "src")))
         if box.src is not None or box.sport is not None:
             stages.append(((other, "dst"), (other, "src")))
         for source, target in stages:
-            view = View.connection(box.version, source, target, guard)
-            found[render_matches(box, view)] = None
+            view = View.connection(box.version, source, target, learning.ports, guard)
+            asked = box.without_devices() if any_packet else box
+            found[render_matches(asked, view)] = None
     return iter(found)

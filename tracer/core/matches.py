@@ -29,6 +29,7 @@ __all__ = [
     "quote_device",
     "render_lookup",
     "render_matches",
+    "render_port_sets",
     "render_set",
     "split_wanted",
 ]
@@ -59,14 +60,20 @@ class View:
     """
     Where each field is read: an nft expression by field name, for one IP *version*.
 
-    *guard* are matches that must stand first. *port_guard* are those that must stand
-    before ports: nft 1.0.6 refuses a tuple's ports unless a protocol was named before.
+    *guard* are matches that must stand first. *ports*, for a connection's tuples, names a
+    set for each limit on a port: nft 1.0.6 cannot load again what it lists for a tuple's
+    port compared with a number (`0x16 [invalid type]`). It grows as matches are rendered.
     """
 
     version: int
     fields: Mapping[str, str]
     guard: str = ""
-    port_guard: str = ""
+    ports: dict[Ranges, str] | None = None
+
+    @property
+    def port_guard(self) -> str:
+        """The match that must precede ports: nft refuses a tuple's unless there was one."""
+        return "" if self.ports is None else WITH_PORTS
 
     @staticmethod
     def packet(version: int, guard: str = "") -> View:
@@ -86,7 +93,11 @@ class View:
 
     @staticmethod
     def connection(
-        version: int, source: tuple[str, str], target: tuple[str, str], guard: str = ""
+        version: int,
+        source: tuple[str, str],
+        target: tuple[str, str],
+        ports: dict[Ranges, str],
+        guard: str = "",
     ) -> View:
         """
         Read the connection's tuples.
@@ -106,7 +117,7 @@ class View:
                 "dport": f"ct {two} proto-{two_end}",
             },
             guard,
-            WITH_PORTS,
+            ports,
         )
 
 
@@ -175,6 +186,15 @@ def render_set(
     return f" set {name} {{ type {kinds};\n  elements = {{ {rows} }}\n }}\n"
 
 
+def render_port_sets(ports: Mapping[Ranges, str]) -> str:
+    """Render the sets that a view named for its limits on ports."""
+    return "".join(
+        f" set {name} {{ type inet_service; flags interval; elements = {{ "
+        f"{', '.join(_span('dport', low, high, 4) for low, high in ranges)} }} }}\n"
+        for ranges, name in ports.items()
+    )
+
+
 def render_lookup(name: str, names: tuple[str, ...], view: View) -> str:
     """Render the match that looks *names* up in the set *name*."""
     key = " . ".join(view.fields[part] for part in names)
@@ -189,7 +209,10 @@ def render_matches(box: Headers, view: View) -> str:
     if box.proto is None and not (box.sport is None and box.dport is None):
         parts.append(view.port_guard)
     for name, ranges in _limits(box).items():
-        parts.append(f"{view.fields[name]} {_render_ranges(name, ranges, view.version)}")
+        value = _render_ranges(name, ranges, view.version)
+        if view.ports is not None and name in ("sport", "dport"):
+            value = f"@{view.ports.setdefault(ranges, f'ports{len(view.ports)}')}"
+        parts.append(f"{view.fields[name]} {value}")
     return " ".join(part for part in parts if part)
 
 
