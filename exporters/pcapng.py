@@ -2,11 +2,15 @@
 Packets that were traced as a pcapng file, for Wireshark and tcpdump.
 
 A trace message carries a packet's headers and not its payload, so that is what the file
-holds: the length on the wire is the real one, the captured bytes are the headers. Each
-namespace is an interface of the file, and the journey in one line is the packet's comment.
+holds: the length on the wire is the real one, the captured bytes are the headers. The
+journey in one line is the packet's comment.
+
+There is one interface for all namespaces, and each packet's comment says which it was: libpcap
+compares the link type of a second interface, 101, with what it made of the first one's, 12
+(DLT_RAW), so that tcpdump would stop reading where the second namespace begins.
 
 Source: draft-ietf-opsawg-pcapng; link type 101 is LINKTYPE_RAW, which begins with the IP
-header.
+header; pcap_ng_next_packet() in libpcap's sf-pcapng.c (seen with 1.10.3).
 """
 
 from __future__ import annotations
@@ -27,14 +31,12 @@ _BYTE_ORDER: Final = 0x1A2B3C4D
 _END_OF_OPTIONS: Final = b"\0\0\0\0"
 _COMMENT: Final = 1
 _IF_NAME: Final = 2
+_IF_DESCRIPTION: Final = 3
 _USER_APPLICATION: Final = 4
 _IF_TIMESTAMP_RESOLUTION: Final = 9
 _MICROSECONDS: Final = b"\x06"
 #: An option's length is 16 bits wide; longer text is cut.
 _OPTION_BYTES: Final = 0xFFFF
-#: Interfaces written; namespaces beyond share the last, so that readers, who keep a table
-#: of them, and we stay bounded where namespaces come and go all year.
-INTERFACES_MAX: Final = 4096
 _IP_VERSIONS: Final = frozenset({4, 6})
 
 
@@ -66,55 +68,43 @@ class PcapngWriter:
     """
 
     def __init__(self, file: BinaryIO, application: str = "nftrace") -> None:
-        """Write the file's header."""
+        """Write the file's header and its one interface."""
         self._file = file
-        self._interfaces: dict[str, int] = {}
         #: Packets that were not written because they are not IP.
         self.passed_over = 0
         head = struct.pack("<IHHq", _BYTE_ORDER, 1, 0, -1)
         options = _text_option(_USER_APPLICATION, application) + _END_OF_OPTIONS
         file.write(_block(_SECTION_HEADER, head + options))
+        # No snapshot length: 0 is none.
+        interface = struct.pack("<HHI", _LINKTYPE_RAW, 0, 0)
+        options = (
+            _text_option(_IF_NAME, application)
+            + _text_option(_IF_DESCRIPTION, "headers of traced packets; comments say where")
+            + _option(_IF_TIMESTAMP_RESOLUTION, _MICROSECONDS)
+            + _END_OF_OPTIONS
+        )
+        file.write(_block(_INTERFACE, interface + options))
 
     def write(self, journey: Journey, network: bytes, transport: bytes, comment: str = "") -> bool:
         """
         Write one packet as it was when *journey* began; return whether it was written.
 
         *network* is the IP header with what follows up to *transport*, which is as much of
-        the packet behind it as was seen. What is not IP, as on a bridge, is counted in
-        `passed_over`: readers refuse files whose interfaces differ in their link type.
+        the packet behind it as was seen. *comment* is the journey in one line; empty, it is
+        the namespace. What is not IP, as on a bridge, has no place under this link type and is
+        counted in `passed_over`.
         """
         captured = network + transport
         if not captured or captured[0] >> 4 not in _IP_VERSIONS:
             self.passed_over += 1
             return False
-        interface = self._interface(journey.netns)
         stamp = journey.start_ns // 1000
         length = max(journey.packet.length or 0, len(captured))
-        head = struct.pack(
-            "<IIIII", interface, stamp >> 32, stamp & 0xFFFFFFFF, len(captured), length
-        )
-        options = _text_option(_COMMENT, comment) + _END_OF_OPTIONS if comment else b""
+        head = struct.pack("<IIIII", 0, stamp >> 32, stamp & 0xFFFFFFFF, len(captured), length)
+        options = _text_option(_COMMENT, comment or journey.netns) + _END_OF_OPTIONS
         self._file.write(_block(_ENHANCED_PACKET, head + _padded(captured) + options))
         return True
 
     def flush(self) -> None:
         """Make what was written visible to readers."""
         self._file.flush()
-
-    def _interface(self, netns: str) -> int:
-        number = self._interfaces.get(netns)
-        if number is not None:
-            return number
-        number = len(self._interfaces)
-        if number >= INTERFACES_MAX:
-            return INTERFACES_MAX - 1
-        name = netns if number < INTERFACES_MAX - 1 else "other namespaces"
-        options = (
-            _text_option(_IF_NAME, name)
-            + _option(_IF_TIMESTAMP_RESOLUTION, _MICROSECONDS)
-            + _END_OF_OPTIONS
-        )
-        # No snapshot length: 0 is none.
-        self._file.write(_block(_INTERFACE, struct.pack("<HHI", _LINKTYPE_RAW, 0, 0) + options))
-        self._interfaces[netns] = number
-        return number

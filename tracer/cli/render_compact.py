@@ -41,11 +41,12 @@ class CompactTemplate:
     ) -> None:
         """Write down what stays the same."""
         ending = journey.ending
-        kind = f"{ending.kind.value:<9}"
+        kind = ending.kind.value
+        padding = " " * (9 - len(kind))
         if color:
             kind = Style.parse(theme.ENDING_STYLES[ending.kind]).render(kind)
         place = " ".join(_column(name, symbols) for name in (ending.table, ending.chain))
-        tail = f"{kind} {place} {_rule_column(journey)} {_text(journey, symbols)}"
+        tail = f"{kind}{padding} {place} {_rule_column(journey)} {_text(journey, symbols)}"
         self._tail = tail.rstrip()
         self._netns = f"{_column(journey.netns, symbols):<8}"
 
