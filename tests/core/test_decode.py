@@ -140,11 +140,13 @@ def test_batches_of_any_size_decode_alike(name: str, size: int) -> None:
     assert whole.table.steps == cut.table.steps
 
 
-def one(plain_below: int, *messages: bytes, **options: Any) -> tuple[TraceDecoder, Any]:
+def one(plain_below: int, *messages: bytes, **options: int) -> tuple[TraceDecoder, Any]:
     """Decode messages with a new decoder."""
     decoder = TraceDecoder(plain_below=plain_below, **options)
     return decoder, decode(decoder, messages)
 
+
+Expected = TraceStep | tuple[Any, ...]
 
 NFT_STEPS = [
     ({}, NFT_STEP),
@@ -160,7 +162,9 @@ NFT_STEPS = [
 
 @READINGS
 @pytest.mark.parametrize(("given", "expected"), NFT_STEPS)
-def test_an_nft_message_names_its_step(given: Any, expected: Any, plain_below: int) -> None:
+def test_an_nft_message_names_its_step(
+    given: dict[str, Any], expected: Expected, plain_below: int
+) -> None:
     """Kind, handle, verdict and target are those of the message."""
     decoder, _ = one(plain_below, nft_message(**given))
 
@@ -190,7 +194,9 @@ NFT_MALFORMED = [
 
 @READINGS
 @pytest.mark.parametrize("given", NFT_MALFORMED)
-def test_an_nft_message_without_a_step_is_malformed(given: Any, plain_below: int) -> None:
+def test_an_nft_message_without_a_step_is_malformed(
+    given: dict[str, Any], plain_below: int
+) -> None:
     """What names no step is counted, kept for the log, and makes no event."""
     bad = nft_message(**given)
 
@@ -257,7 +263,9 @@ PREFIXES = [
 
 @READINGS
 @pytest.mark.parametrize(("prefix", "expected"), PREFIXES)
-def test_a_prefix_is_read_from_both_ends(prefix: bytes, expected: Any, plain_below: int) -> None:
+def test_a_prefix_is_read_from_both_ends(
+    prefix: bytes, expected: Expected, plain_below: int
+) -> None:
     """Chains may hold colons; a number that may have been cut is not told."""
     decoder, _ = one(plain_below, nflog_message(prefix=prefix, family=10, hook=4))
 
@@ -283,7 +291,9 @@ LEGACY_MALFORMED = [
 
 @READINGS
 @pytest.mark.parametrize("given", LEGACY_MALFORMED)
-def test_a_trace_prefix_that_names_no_rule_is_malformed(given: Any, plain_below: int) -> None:
+def test_a_trace_prefix_that_names_no_rule_is_malformed(
+    given: dict[str, Any], plain_below: int
+) -> None:
     """What begins as a trace and is none is counted and makes no event."""
     bad = nflog_message(**given)
 
@@ -362,7 +372,7 @@ def test_events_of_steps_beyond_the_limit_are_counted(plain_below: int) -> None:
 
 @READINGS
 def test_steps_are_numbered_as_they_occur(plain_below: int) -> None:
-    """nft and legacy steps share one table, in the order of the messages."""
+    """Nft and legacy steps share one table, in the order of the messages."""
     long = nft_message(chain=b"c" * 255 + b"\0")
 
     decoder, batch = one(
@@ -379,7 +389,7 @@ def test_steps_are_numbered_as_they_occur(plain_below: int) -> None:
      {"verdict": 0}, {"verdict": -3, "target": b"a\0"}, {"handle": None}, {"policy": 1}],
 )  # fmt: skip
 @READINGS
-def test_each_part_of_a_step_tells_steps_apart(change: Any, plain_below: int) -> None:
+def test_each_part_of_a_step_tells_steps_apart(change: dict[str, Any], plain_below: int) -> None:
     """Two messages that differ in one part have two keys; only a part that is not read is none."""
     decoder, batch = one(plain_below, *[nft_message(), nft_message(**change)] * 3)
 

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from tracer.core.decode import TraceDecoder
     from tracer.core.events import TraceBatch
 
+#: What the makers of messages take: a number, bytes, or None to leave it out.
+Said = int | bytes | None
+
 FIXTURES = Path(__file__).parent / "fixtures"
 RECORDINGS = ("nft_drops", "nft_router", "legacy_drops", "mixed", "loopback")
 
@@ -61,7 +64,7 @@ def be32(value: int) -> bytes:
     return struct.pack(">I", value & 0xFFFFFFFF)
 
 
-def nft_message(**given: Any) -> bytes:
+def nft_message(**given: Said) -> bytes:
     """
     Return an nft trace in the kernel's order; what is None is left out.
 
@@ -94,7 +97,7 @@ def nft_message(**given: Any) -> bytes:
     return message((10 << 8) | 17, said["family"], attributes)
 
 
-def nflog_message(**given: Any) -> bytes:
+def nflog_message(**given: Said) -> bytes:
     """Return an NFLOG packet in the kernel's order; what is None is left out."""
     said = {
         "family": 2, "hook": 1, "prefix": b"TRACE: filter:INPUT:rule:7 \0", "iif": None,
@@ -122,15 +125,14 @@ def parse(whole: bytes) -> dict[int, bytes]:
     return found
 
 
-def ipv4(
-    payload: bytes, proto: int = 17, *, src: bytes = b"\x0a\0\0\1", dst: bytes = b"\x0a\0\0\2",
-    ip_id: int = 4711, fragment: int = 0, ttl: int = 64, options: bytes = b"", total: int | None = None,
-) -> bytes:  # fmt: skip
-    """Return an IPv4 packet around *payload*."""
+def ipv4(payload: bytes, proto: int = 17, options: bytes = b"", **given: Said) -> bytes:
+    """Return an IPv4 packet around *payload*; *given* are src, dst, ip_id, fragment, ttl, total."""
     words = 5 + len(options) // 4
-    length = 4 * words + len(payload) if total is None else total
-    head = struct.pack(">BBHHHBBH", 0x40 | words, 0, length, ip_id, fragment, ttl, proto, 0xBEEF)
-    return head + src + dst + options + payload
+    said = {"total": 4 * words + len(payload), "ip_id": 4711, "fragment": 0, "ttl": 64} | given
+    lengths = (said["total"], said["ip_id"], said["fragment"])
+    head = struct.pack(">BBHHHBBH", 0x40 | words, 0, *lengths, said["ttl"], proto, 0xBEEF)
+    addresses = said.get("src", b"\x0a\0\0\1") + said.get("dst", b"\x0a\0\0\2")
+    return head + addresses + options + payload
 
 
 def ipv6(payload: bytes, proto: int = 17, *, src: int = 1, dst: int = 2) -> bytes:

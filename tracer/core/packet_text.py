@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 __all__ = [
+    "PROTOCOL_NAMES",
     "packet_value",
     "render_address",
     "render_addresses",
