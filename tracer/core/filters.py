@@ -12,7 +12,15 @@ from __future__ import annotations
 
 import ipaddress
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from tracer.core.journey import Step
 
 __all__ = ["Filter", "IPNetwork"]
 
@@ -58,3 +66,48 @@ class Filter:
     def needs_ports(self) -> bool:
         """Whether a port was named, so that only protocols with ports can match."""
         return self.sport is not None or self.dport is not None
+
+    def match_packets(self, packets: npt.NDArray[np.void]) -> npt.NDArray[np.bool_]:
+        """
+        Tell which headers the words about addresses, ports and protocol hold for.
+
+        Shape: *packets* is `PACKET (k,)`, the result `(k,)`.
+        """
+        met = np.ones(len(packets), np.bool_)
+        for network, name in ((self.src, "src"), (self.dst, "dst")):
+            if network is not None:
+                met &= packets["family"] == network.version
+                met &= _within(network, packets[name])
+        for port, name in ((self.sport, "sport"), (self.dport, "dport")):
+            if port is not None:
+                met &= packets[name] == port
+        if self.proto is not None:
+            met &= packets["proto"] == self.proto
+        return met
+
+    @property
+    def chooses_steps(self) -> bool:
+        """Whether a word about tables, chains, hooks or verdicts was given."""
+        return any((self.table, self.chain, self.hook, self.verdict))
+
+    def match_steps(self, steps: Sequence[Step]) -> bool:
+        """Tell whether one of a journey's steps meets all words about tables and rules."""
+        return not self.chooses_steps or any(map(self._match_step, steps))
+
+    def _match_step(self, step: Step) -> bool:
+        words = (
+            (self.table, step.table),
+            (self.chain, step.chain),
+            (self.hook, step.hook),
+            (self.verdict, step.verdict.value),
+        )
+        return all(word is None or word == value for word, value in words)
+
+
+def _within(network: IPNetwork, words: npt.NDArray[np.uint32]) -> npt.NDArray[np.bool_]:
+    """Tell which addresses (four words each, in network order) lie in *network*."""
+    size = network.max_prefixlen // 32
+    address = np.frombuffer(network.network_address.packed, np.uint32)
+    mask = np.frombuffer(network.netmask.packed, np.uint32)
+    found: npt.NDArray[np.bool_] = ((words[:, :size] & mask) == address).all(1)
+    return found

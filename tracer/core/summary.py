@@ -102,12 +102,16 @@ class SummaryBuilder:
         if packets:
             self.add_ending(journey.netns, journey.ending, packets)
 
-    def add_many(self, netns: str, ending: Ending, packets: int, *, incomplete: int = 0) -> None:
+    def add_many(self, netns: str, ending: Ending, packets: int) -> None:
         """Count *packets* packets of one journey each, for those who keep none as objects."""
         self._journeys += packets
         self._packets += packets
-        self._incomplete += incomplete
         self.add_ending(netns, ending, packets)
+
+    def add_flaws(self, *, incomplete: int, began_late: int) -> None:
+        """Count the flaws of journeys that `add_many` counted."""
+        self._incomplete += incomplete
+        self._began_late += began_late
 
     def add_ending(self, netns: str, ending: Ending, packets: int) -> None:
         """Count *packets* endings alone."""

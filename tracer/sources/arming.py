@@ -21,16 +21,10 @@ __all__ = ["Armed"]
 
 # Behind everything at a packet's last hook: its headers after the last translation, and
 # the proof that it got there. INT_MAX is conntrack's confirmation, which must come last.
-_LAST = """table {family} {table} {{
- chain last_postrouting {{
-  type filter hook postrouting priority 2147483646; policy accept;
-  accept
- }}
- chain last_input {{
-  type filter hook input priority 2147483646; policy accept;
-  accept
- }}
+_LAST = """add chain {family} {table} last_{hook} {{
+ type filter hook {hook} priority 2147483646; policy accept;
 }}
+add rule {family} {table} last_{hook} accept
 """
 
 
@@ -48,9 +42,10 @@ class Armed:
         self._plan = plan
         self._context: Any = _new_context()
         last = "".join(
-            _LAST.format(family=family, table=table)
+            _LAST.format(family=family, table=table, hook=hook)
             for family, table in plan.tables
             if family in ("ip", "ip6")
+            for hook in ("postrouting", "input")
         )
         # One transaction: a packet meets all of it or nothing.
         self._run(plan.script + last)

@@ -1,0 +1,202 @@
+"""`nftrace follow`: live journeys of matching packets."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+import sys
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+import click
+
+from exporters.pcapng import PcapngWriter
+from tracer.cli.options import filter_options, namespaces_of, read_filter
+from tracer.cli.passed_over import PassedOver
+from tracer.cli.render import JourneyPrinter
+from tracer.cli.run import FollowRun, Interrupts
+from tracer.cli.sinks import CompactSink, JsonSink, Names, PcapSink, SummarySink, TextSink
+from tracer.cli.theme import make_console
+from tracer.core.summary import SummaryBuilder
+from tracer.errors import KernelRefusedError, OutputError, UsageError
+from tracer.sources.follow import Follow, FollowOptions
+from tracer.sources.nf_log import repair
+from tracer.sources.trace_socket import DEFAULT_BUFFER
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from rich.console import Console
+
+    from tracer.cli.sinks import Sink
+    from tracer.core.summary import Summary
+
+__all__ = ["build_summary", "follow", "new_names"]
+
+_INTERRUPTED = 130
+
+
+@click.command()
+@filter_options
+@click.option("--both", is_flag=True, help="show the replies, too")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Choice(["text", "compact", "json"]),
+    default="text",
+    help="how to tell journeys (default: text)",
+)
+@click.option("--count", type=click.IntRange(1), metavar="N", help="end after N packets")
+@click.option(
+    "--timeout", type=click.FloatRange(0, min_open=True), metavar="S", help="end after S seconds"
+)
+@click.option("-v", "--verbose", is_flag=True, help="list the rules that were passed over, too")
+@click.option("--full", is_flag=True, help="print every packet whole: fold nothing")
+@click.option(
+    "--color", type=click.Choice(["auto", "always", "never"]), default="auto", help="colours"
+)
+@click.option("--pcap", metavar="FILE", help="also write the packets' headers to a capture")
+@click.option(
+    "--rate",
+    type=click.IntRange(0),
+    metavar="N",
+    help="trace at most N packets a second (0: all; default: 20000 where nothing narrows)",
+)
+@click.option(
+    "--buffer",
+    "buffer_mb",
+    type=click.IntRange(1, 2048),
+    default=DEFAULT_BUFFER >> 20,
+    metavar="MB",
+    help=f"the trace socket's buffer (default: {DEFAULT_BUFFER >> 20})",
+)
+def follow(**words: Any) -> int:  # noqa: ANN401 - click hands over what its options say
+    """Tell each matching packet's way through netfilter, live: every rule, and its end."""
+    wanted = read_filter(words)
+    if os.geteuid() != 0:
+        message = "following packets needs root (CAP_NET_ADMIN, CAP_SYS_ADMIN)"
+        raise KernelRefusedError(message, "run it with sudo")
+    namespaces = namespaces_of(words["netns"])
+    for line in repair():
+        click.echo(f"repaired after an earlier run: {line}", err=True)
+    options = FollowOptions(wanted, words["both"], words["rate"], words["buffer_mb"] << 20)
+    with ExitStack() as stack:
+        interrupts = stack.enter_context(Interrupts())
+        console = make_console(words["color"], file=sys.stdout)
+        names = new_names()
+        several = len(namespaces) > 1
+        builder = SummaryBuilder()
+        session = Follow(namespaces, options)
+        passed_over = PassedOver(session) if words["verbose"] else None
+        sinks = _make_sinks(words, console, names, stack, several=several, passed=passed_over)
+        stack.enter_context(session)
+        _announce(words, console, [one.name for one in namespaces], session.notes)
+        summary_sink = SummarySink(builder, names, several=several)
+        run = FollowRun(
+            session, wanted, sinks, summary_sink, both=words["both"], count=words["count"]
+        )
+        reason = run.turn(_until(interrupts, words["timeout"]))
+        run.drain()
+        summary = build_summary(session, builder, reason)
+        for sink in sinks:
+            sink.finish(summary)
+    for line in session.resisted:
+        click.echo(f"nftrace: {line}", err=True)
+    if reason == "interrupted":
+        return _INTERRUPTED
+    return 0 if summary.packets else 1
+
+
+def new_names() -> Names:
+    """Return this run's names: the host's, and a prefix for ids that no other run has."""
+    return Names(socket.gethostname(), secrets.token_hex(5))
+
+
+def build_summary(session: Follow, builder: SummaryBuilder, reason: str) -> Summary:
+    """Return the summary of a session that was drained."""
+    for note in session.notes:
+        builder.note(note)
+    for trace in session.traces:
+        for error in trace.errors:
+            builder.note(error)
+    return builder.build(
+        events=sum(trace.events for trace in session.traces),
+        lost=sum(trace.socket.lost for trace in session.traces),
+        over_limit=session.over_limit,
+        evicted=sum(trace.evicted for trace in session.traces),
+        malformed=sum(trace.malformed for trace in session.traces),
+        reason=reason,
+    )
+
+
+def _until(interrupts: Interrupts, timeout_s: float | None) -> Callable[[], str | None]:
+    end_s = None if timeout_s is None else time.monotonic() + timeout_s
+
+    def reason() -> str | None:
+        if interrupts.reason is not None:
+            return interrupts.reason
+        return "timeout" if end_s is not None and time.monotonic() >= end_s else None
+
+    return reason
+
+
+def _make_sinks(  # noqa: PLR0913 - one follow's parts
+    words: Mapping[str, Any],
+    console: Console,
+    names: Names,
+    stack: ExitStack,
+    *,
+    several: bool,
+    passed: PassedOver | None,
+) -> list[Sink]:
+    form = words["output"]
+    sink: Sink
+    if form == "json":
+        sink = JsonSink(sys.stdout, names)
+    elif form == "compact":
+        sink = CompactSink(console, names)
+    else:
+        printer = JourneyPrinter(console, full=words["full"], passed_over=passed)
+        sink = TextSink(printer, names, several=several)
+    sinks = [sink]
+    if words["pcap"] is not None:
+        sinks.append(PcapSink(PcapngWriter(stack.enter_context(_open(words["pcap"]))), names))
+    return sinks
+
+
+def _open(name: str) -> IO[bytes]:
+    if name == "-":
+        message = "--pcap -: the capture cannot share standard output"
+        raise UsageError(message, "name a file")
+    try:
+        return Path(name).open("wb")
+    except OSError as exc:
+        message = f"--pcap {name}: {exc.strerror}"
+        raise OutputError(message, "name a file that can be written") from exc
+
+
+def _announce(
+    words: Mapping[str, Any], console: Console, names: list[str], notes: list[str]
+) -> None:
+    """Say what is followed, and what cannot be; JSON has standard output to itself."""
+    if words["output"] == "json":
+        return
+    src = words["src"] or ("" if words["sport"] is None else "any")
+    dst = words["dst"] or ("" if words["dport"] is None else "any")
+    sides = [
+        f"{address}:{port}" if port is not None else address
+        for address, port in ((src, words["sport"]), (dst, words["dport"]))
+    ]
+    what = " ".join(
+        part for part in (words["proto"] or "", sides[0], f"→ {sides[1]}" if sides[1] else "")
+        if part
+    )
+    both = ", both ways" if words["both"] else ""
+    console.print(f"following {what or 'everything'}{both} in {', '.join(names)}; Ctrl-C ends")
+    for note in notes:
+        console.print(f"note: {note}")
+    console.print()
+    console.file.flush()

@@ -1,0 +1,69 @@
+"""The command `nftrace` and what all its verbs share: errors become one line and a status."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import click
+
+from tracer import __version__
+from tracer.cli.follow import follow
+from tracer.errors import NftraceError, OutputError
+
+__all__ = ["cli", "main"]
+
+_USAGE = 2
+_INTERRUPTED = 130
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="nftrace")
+def cli() -> None:
+    """Where did my packet die, which rule killed it, and since when?"""
+
+
+cli.add_command(follow)
+
+
+def main() -> None:
+    """
+    Run the command line and exit.
+
+    Status: 0 seen or done, 1 nothing seen, 2 wrong usage, 3 the kernel or the permissions
+    refuse, 4 the output cannot be written, 130 interrupted.
+    """
+    sys.exit(_run())
+
+
+def _run() -> int:
+    try:
+        status = cli.main(standalone_mode=False)
+        sys.stdout.flush()
+    except click.exceptions.Abort:
+        return _INTERRUPTED
+    except click.ClickException as exc:
+        hint = "see `nftrace --help`"
+        if isinstance(exc, click.UsageError) and exc.ctx is not None:
+            hint = f"see `{exc.ctx.command_path} --help`"
+        click.echo(f"nftrace: {exc.format_message().rstrip('.')}: {hint}", err=True)
+        return _USAGE
+    except BrokenPipeError:
+        _silence_stdout()
+        return 0
+    except NftraceError as exc:
+        click.echo(f"nftrace: {exc}", err=True)
+        return exc.exit_status
+    except OSError as exc:
+        if exc.filename is not None:
+            raise
+        _silence_stdout()
+        message = f"the output cannot be written ({exc.strerror})"
+        click.echo(f"nftrace: {message}: make room, or write elsewhere", err=True)
+        return OutputError.exit_status
+    return int(status or 0)
+
+
+def _silence_stdout() -> None:
+    # What is left in the buffer must not fail again when the interpreter ends.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,0 +1,136 @@
+"""
+The wheel of a follow: wait, read, choose, show, until something ends it.
+
+It is turned by `nftrace follow` and by the demo.
+"""
+
+from __future__ import annotations
+
+import selectors
+import signal
+import time
+from typing import TYPE_CHECKING
+
+from tracer.pipeline import choose
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from types import FrameType
+
+    from tracer.cli.sinks import Sink, SummarySink
+    from tracer.core.filters import Filter
+    from tracer.sources.follow import Follow
+    from tracer.sources.trace import NamespaceTrace, Told
+
+__all__ = ["FollowRun", "Interrupts"]
+
+#: How long we wait for events before looking after what is open.
+_TICK_S = 0.05
+#: A pause after a small batch lets the next one grow, which is cheaper to read.
+_PAUSE_S = 0.004
+_LARGE_BATCH = 2048
+#: Batches that one namespace may have in a row before the others have their turn.
+_TURN = 8
+
+
+class Interrupts:
+    """Turns SIGINT and SIGTERM into a question, so that the way out is always walked."""
+
+    def __init__(self) -> None:
+        self.reason: str | None = None
+        self._former: dict[int, object] = {}
+
+    def __enter__(self) -> Interrupts:
+        """Take the signals."""
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._former[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Give them back."""
+        for number, former in self._former.items():
+            signal.signal(number, former)  # type: ignore[arg-type]
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        del number, frame
+        self.reason = "interrupted"
+
+
+class FollowRun:
+    """
+    One follow's reading and showing.
+
+    *count* is the number of packets that end it, None for no such end.
+    """
+
+    def __init__(
+        self,
+        follow: Follow,
+        wanted: Filter,
+        sinks: Sequence[Sink],
+        summary: SummarySink,
+        *,
+        both: bool,
+        count: int | None = None,
+    ) -> None:
+        self._follow = follow
+        self._wanted = wanted
+        self._sinks = (*sinks, summary)
+        self._summary = summary
+        self._both = both
+        self._count = count
+        self._shown = 0
+        self._selector = selectors.DefaultSelector()
+        for trace in follow.traces:
+            self._selector.register(trace.socket, selectors.EVENT_READ, trace)
+
+    def turn(self, until: Callable[[], str | None]) -> str:
+        """Read and show until *until* gives a reason, or the count is reached; return which."""
+        while True:
+            reason = until()
+            if reason is not None:
+                return reason
+            if self._count is not None and self._summary.packets >= self._count:
+                return "count reached"
+            ready = self._selector.select(_TICK_S)
+            largest = max((self._read(key.data) for key, _ in ready), default=0)
+            for trace in self._follow.traces:
+                self._take(trace.advance())
+            self._idle(time.time_ns())
+            if ready and largest < _LARGE_BATCH:
+                time.sleep(_PAUSE_S)
+
+    def drain(self) -> None:
+        """Disarm, and show what is still queued and open."""
+        self._take(list(self._follow.drain()))
+        self._idle(None)
+        self._selector.close()
+
+    def _read(self, trace: NamespaceTrace) -> int:
+        count = 0
+        for _ in range(_TURN):
+            told, count = trace.receive()
+            self._take(told)
+            if count < _LARGE_BATCH:
+                break
+        return count
+
+    def _take(self, told: Sequence[Told]) -> None:
+        for one in told:
+            chosen = choose(
+                one.journeys,
+                one.paths,
+                self._wanted,
+                both=self._both,
+                device=one.trace.device,
+            )
+            if self._count is not None:
+                chosen = chosen.head(max(self._count - self._summary.packets, 0))
+            if len(chosen):
+                for sink in self._sinks:
+                    sink.show(one.trace, chosen, self._shown)
+                self._shown += len(chosen)
+
+    def _idle(self, now_ns: int | None) -> None:
+        for sink in self._sinks:
+            sink.idle(now_ns)

@@ -1,0 +1,189 @@
+"""
+From the sources' journeys to the sinks: choosing, naming, joining.
+
+`choose` leaves the journeys that the filter means; a sink gets them as columns and paths,
+and makes values only of what it prints. `Joiner` puts one packet's journeys through
+several namespaces together.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+from itertools import compress
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from tracer.core.events import NO_PACKET
+from tracer.core.journey import Journey
+from tracer.core.packet_text import packet_value
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from tracer.core.assemble import Journeys
+    from tracer.core.filters import Filter
+    from tracer.core.paths import Path
+
+__all__ = ["Chosen", "Joiner", "choose", "make_journey"]
+
+#: The same packet reaches the next namespace of this host within this, or is another.
+JOIN_NS = 300_000_000
+
+#: Packets that wait for their next namespace; the oldest is told when there are more.
+MAX_JOINING = 50_000
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """
+    Journeys that the filter means, row by row.
+
+    *packets* is `PACKET (m,)`, the headers as first seen; *paths* has m entries and the
+    columns m rows, as in `tracer.core.assemble.Journeys`.
+    """
+
+    packets: npt.NDArray[np.void]
+    paths: list[Path]
+    started_ns: npt.NDArray[np.int64]
+    lost: npt.NDArray[np.int64]
+    complete: npt.NDArray[np.bool_]
+    whole: npt.NDArray[np.bool_]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def head(self, count: int) -> Chosen:
+        """Return the first *count* rows."""
+        rows = slice(count)
+        return Chosen(
+            self.packets[rows],
+            self.paths[rows],
+            self.started_ns[rows],
+            self.lost[rows],
+            self.complete[rows],
+            self.whole[rows],
+        )
+
+
+def choose(
+    journeys: Journeys,
+    paths: list[Path],
+    wanted: Filter,
+    *,
+    both: bool,
+    device: Callable[[int], str | None],
+) -> Chosen:
+    """
+    Return the journeys that *wanted* means: by any of their headers, and by their path.
+
+    Journeys that are no more than our own mark are left out.
+    """
+    events, starts = journeys.events, journeys.bounds[:-1]
+    met = wanted.match_packets(journeys.packets)
+    if both:
+        met |= wanted.reversed.match_packets(journeys.packets)
+    headed = events["packet"] != NO_PACKET
+    hit = np.zeros(len(events), np.bool_)
+    hit[headed] = met[events["packet"][headed]]
+    keep = np.logical_or.reduceat(hit, starts)
+    index = np.arange(len(events))
+    first = np.minimum.reduceat(np.where(headed, index, len(events)), starts)
+    keep &= first < len(events)
+    if wanted.chooses_steps or wanted.in_device or wanted.out_device:
+        keep &= np.fromiter(
+            (_means(wanted, path, device) for path in paths), np.bool_, len(paths)
+        )
+    keep &= np.fromiter((bool(p.steps) or w for p, w in zip(paths, journeys.whole.tolist(), strict=True)), np.bool_, len(paths))
+    rows = np.flatnonzero(keep)
+    return Chosen(
+        journeys.packets[events["packet"][first[rows]]],
+        list(compress(paths, keep.tolist())),
+        journeys.started_ns[rows],
+        journeys.lost[rows],
+        journeys.complete[rows],
+        journeys.whole[rows],
+    )
+
+
+def _means(wanted: Filter, path: Path, device: Callable[[int], str | None]) -> bool:
+    if wanted.in_device is not None and device(path.iif) != wanted.in_device:
+        return False
+    if wanted.out_device is not None and device(path.oif) != wanted.out_device:
+        return False
+    return wanted.match_steps(path.steps)
+
+
+def make_journey(  # noqa: PLR0913 - what only the caller knows of a row
+    chosen: Chosen,
+    row: int,
+    *,
+    journey_id: str,
+    host: str,
+    netns: str,
+    device: Callable[[int], str | None],
+) -> Journey:
+    """Return one row as a value."""
+    packet, path = chosen.packets[row], chosen.paths[row]
+    return Journey(
+        id=journey_id,
+        fingerprint=f"{int(packet['fingerprint']):016x}",
+        host=host,
+        netns=netns,
+        start_ns=int(chosen.started_ns[row]),
+        packet=packet_value(packet),
+        in_device=device(path.iif),
+        out_device=device(path.oif),
+        steps=path.steps,
+        ending=path.ending,
+        complete=bool(chosen.complete[row]),
+        lost=int(chosen.lost[row]),
+        whole=bool(chosen.whole[row]),
+    )
+
+
+class Joiner:
+    """
+    One packet's journeys, collected by fingerprint until it has been quiet for a while.
+
+    At most `MAX_JOINING` packets wait; they leave in the order in which they were first
+    seen. Within a packet, journeys are in the order of its way: routing lowers the TTL.
+    """
+
+    def __init__(self, *, hold: bool) -> None:
+        """Join; with *hold* False (one namespace) nothing waits."""
+        self._hold = hold
+        self._open: OrderedDict[str, tuple[int, list[Journey]]] = OrderedDict()
+
+    def add(self, journey: Journey, now_ns: int) -> Iterator[list[Journey]]:
+        """Take a journey in and return the packets that are over because of it."""
+        if not self._hold:
+            yield [journey]
+            return
+        known = self._open.get(journey.fingerprint)
+        if known is not None and any(one.netns == journey.netns for one in known[1]):
+            # The same namespace again is another packet that looks alike.
+            del self._open[journey.fingerprint]
+            yield _in_order(known[1])
+            known = None
+        journeys = [] if known is None else known[1]
+        self._open[journey.fingerprint] = (now_ns, [*journeys, journey])
+        if len(self._open) > MAX_JOINING:
+            yield _in_order(self._open.popitem(last=False)[1][1])
+
+    def take(self, now_ns: int | None = None) -> Iterator[list[Journey]]:
+        """Return the packets that were quiet long enough at *now_ns*; all if it is None."""
+        while self._open:
+            seen_ns, journeys = next(iter(self._open.values()))
+            if now_ns is not None and now_ns - seen_ns < JOIN_NS:
+                return
+            self._open.popitem(last=False)
+            yield _in_order(journeys)
+
+
+def _in_order(journeys: list[Journey]) -> list[Journey]:
+    return sorted(journeys, key=lambda one: (-(one.packet.ttl or 0), one.start_ns))
+
+

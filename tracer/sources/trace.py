@@ -1,0 +1,308 @@
+"""
+One namespace under trace: from its socket to journeys.
+
+The order of things matters. Rules are read before they are needed for arming; the socket
+listens before the rules that cause events are loaded; on the way out the rules go first,
+then what is still queued is read, then the logger's setting is put back.
+
+Each event is read by the ruleset that was in force. nft announces changes on the trace
+socket itself, so the place in the stream is known: what comes behind an announcement waits
+until the new rules have been read. Legacy tables announce nothing: their fingerprint is
+taken every few milliseconds, events wait for it, and those that came while a change was
+made are named only where the old and the new rules agree.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path as FilePath
+from socket import if_indextoname
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tracer.core.announcements import is_ruleset_change
+from tracer.core.assemble import Assembler
+from tracer.core.decode import TraceDecoder
+from tracer.core.events import EVENT, LEGACY, PACKET, TraceBatch
+from tracer.core.paths import PathBook
+from tracer.core.step_book import StepBook
+from tracer.errors import NftraceError
+from tracer.sources.netns import Netns, entered
+from tracer.sources.ruleset import LegacyFingerprint, RulesetRead, read_ruleset
+
+if TYPE_CHECKING:
+    from tracer.core.assemble import Journeys
+    from tracer.core.paths import Path
+    from tracer.core.ruleset import Ruleset
+    from tracer.sources.trace_socket import Received, TraceSocket
+
+__all__ = ["NamespaceTrace", "Told"]
+
+#: Former versions of the ruleset that events on their way may still need.
+_EARLIER = 8
+
+#: Events that wait for a ruleset to be read. Beyond it they are read by the old one, with
+#: the rules that it does not know left without text.
+MAX_WAITING_EVENTS = 1_000_000
+
+_POLL_NS = 10_000_000  # a legacy table's fingerprint is this old at most, unless it is large
+_POLL_SHARE = 20  # …when taking it may cost a twentieth of the time
+_LISTENERS_NS = 100_000_000
+
+_NOTHING = TraceBatch(np.zeros(0, EVENT), np.zeros(0, PACKET))
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """Journeys that ended, and each one's path, in order."""
+
+    trace: NamespaceTrace
+    journeys: Journeys
+    paths: list[Path]
+
+
+@dataclass(frozen=True, slots=True)
+class _Waiting:
+    """A decoded batch; *by* is the number of the ruleset version it must be read by."""
+
+    batch: TraceBatch
+    received_ns: int
+    doubtful: bool
+    lost: int
+    by: int
+    legacy: bool
+
+
+class NamespaceTrace:
+    """
+    The trace of one namespace, from its socket on.
+
+    *read* is the ruleset as it was when *socket* began to listen.
+    """
+
+    def __init__(self, socket: TraceSocket, read: RulesetRead, pool: ThreadPoolExecutor) -> None:
+        self.namespace: Netns = socket.namespace
+        self.socket = socket
+        self.events = 0
+        self.errors: list[str] = []
+        self._pool = pool
+        self._read = read
+        self._decoder = TraceDecoder()
+        self._assembler = Assembler()
+        self._earlier: deque[Ruleset] = deque(maxlen=_EARLIER)
+        self._waiting: deque[_Waiting] = deque()
+        self._waiting_events = 0
+        self._wanted = 0  # the version that newly received events belong to
+        self._version = 0  # the version in hand
+        self._reading: Future[RulesetRead] | None = None
+        self._reading_for = 0
+        self._fingerprint = read.legacy
+        self._polled_ns = 0
+        self._poll_ns = _POLL_NS
+        self._devices: dict[int, str] = {}
+        self._listeners: tuple[int, frozenset[int]] = (0, frozenset())
+        self._use(StepBook(self._decoder.table, read.ruleset))
+
+    @property
+    def malformed(self) -> int:
+        """Messages that were not what they claimed to be, and were passed over."""
+        return self._decoder.malformed + self._decoder.table.overflowed + self.socket.truncated
+
+    @property
+    def evicted(self) -> int:
+        """Journeys let go unfinished because too many were open."""
+        return self._assembler.evicted
+
+    @property
+    def ruleset(self) -> Ruleset:
+        """The ruleset in hand."""
+        return self._book.ruleset
+
+    def receive(self) -> tuple[list[Told], int]:
+        """Read one batch from the socket; return what ended and how many messages came."""
+        received = self.socket.receive()
+        count = 0
+        if received is not None:
+            count = len(received.starts)
+            self.events += count - len(received.changed)
+            self._take(received)
+        return self.advance(), count
+
+    def advance(self) -> list[Told]:
+        """Do what does not need a message: finished readings, the legacy poll, the quiet."""
+        now_ns = time.time_ns()
+        self._poll_legacy(now_ns)
+        told = self._collect_reading()
+        while self._waiting and self._is_ready(self._waiting[0]):
+            one = self._waiting.popleft()
+            self._waiting_events -= len(one.batch.events)
+            told += self._assemble(one)
+        if not self._waiting:
+            told += self._tell(self._assembler.add(_NOTHING, self._book, now_ns))
+        return told
+
+    def finish(self) -> list[Told]:
+        """Return what is still open; the socket has been read to its end."""
+        self._fingerprint_now()
+        told = [] if self._reading is None else self._install(self._reading)
+        while self._waiting:
+            told += self._assemble(self._waiting.popleft())
+        return told + self._tell(self._assembler.flush(self._book))
+
+    def device(self, index: int) -> str | None:
+        """Return the name of the device with this index, `#N` once it is gone, None for 0."""
+        if index == 0:
+            return None
+        name = self._devices.get(index)
+        if name is None:
+            with entered(self.namespace):
+                try:
+                    name = if_indextoname(index)
+                except OSError:
+                    name = f"#{index}"
+            self._devices[index] = name
+        return name
+
+    def _take(self, received: Received) -> None:
+        start = 0
+        for index in received.changed.tolist():
+            if not is_ruleset_change(_datagram(received, index)):
+                continue
+            self._queue(received, start, index)
+            start = index
+            self._wanted += 1
+            self._request()
+        self._queue(received, start, len(received.starts))
+
+    def _queue(self, received: Received, start: int, end: int) -> None:
+        rows = slice(start, end)
+        batch = self._decoder.decode(
+            received.words, received.starts[rows], received.lengths[rows]
+        )
+        if not len(batch.events) and not received.doubtful:
+            return
+        legacy = bool((batch.events["flags"] & LEGACY).any())
+        self._waiting.append(
+            _Waiting(
+                batch, received.received_ns, received.doubtful, received.lost, self._wanted, legacy
+            )
+        )
+        self._waiting_events += len(batch.events)
+
+    def _is_ready(self, one: _Waiting) -> bool:
+        if self._waiting_events > MAX_WAITING_EVENTS:
+            return True
+        if one.by > self._version:
+            return False
+        # A legacy event is told when a fingerprint that is younger found no change.
+        return not one.legacy or (one.received_ns < self._polled_ns and self._reading is None)
+
+    def _assemble(self, one: _Waiting) -> list[Told]:
+        journeys = self._assembler.add(
+            one.batch, self._book, one.received_ns, doubtful=one.doubtful, lost=one.lost
+        )
+        return self._tell(journeys)
+
+    def _tell(self, journeys: Journeys) -> list[Told]:
+        if not len(journeys):
+            return []
+        return [Told(self, journeys, self._paths.read(journeys))]
+
+    # --- the ruleset in force ------------------------------------------------------------
+
+    def _request(self) -> None:
+        if self._reading is None:
+            self._reading_for = self._wanted
+            self._reading = self._pool.submit(_read_in, self.namespace)
+
+    def _collect_reading(self) -> list[Told]:
+        if self._reading is None or not self._reading.done():
+            return []
+        told = self._install(self._reading)
+        if self._version < self._wanted:
+            self._request()
+        return told
+
+    def _install(self, reading: Future[RulesetRead]) -> list[Told]:
+        """Put a newly read ruleset in force, and tell what belongs to the one before."""
+        self._reading = None
+        try:
+            read = reading.result()
+        except NftraceError as exc:
+            # The old rules stand, and what they do not know stays without a name.
+            self.errors.append(f"netns {self.namespace.name}: {exc}")
+            self._version = self._reading_for
+            return []
+        before = self._read.ruleset
+        told = []
+        if read.legacy.changed_since(self._fingerprint):
+            told = self._assemble_between(read.ruleset)
+        self._earlier.appendleft(before)
+        self._read = read
+        self._fingerprint = read.legacy
+        self._version = self._reading_for
+        self._use(StepBook(self._decoder.table, read.ruleset, tuple(self._earlier)))
+        return told
+
+    def _assemble_between(self, after: Ruleset) -> list[Told]:
+        """Tell the events that came while a legacy table changed, by what both versions say."""
+        self._use(StepBook(self._decoder.table, self.ruleset, tuple(self._earlier), after))
+        told = []
+        while self._waiting and self._waiting[0].by < self._reading_for:
+            told += self._assemble(self._waiting.popleft())
+        return told
+
+    def _use(self, book: StepBook) -> None:
+        self._book = book
+        self._paths = PathBook(book, self._has_listener)
+
+    # --- legacy tables -------------------------------------------------------------------
+
+    def _poll_legacy(self, now_ns: int) -> None:
+        if not self._fingerprint.tables or self._reading is not None:
+            return
+        if now_ns - self._polled_ns >= self._poll_ns:
+            self._fingerprint_now()
+
+    def _fingerprint_now(self) -> None:
+        if not self._fingerprint.tables:
+            return
+        start_ns = time.perf_counter_ns()
+        with entered(self.namespace):
+            current = LegacyFingerprint.take(self._fingerprint)
+        cost_ns = time.perf_counter_ns() - start_ns
+        self._poll_ns = max(_POLL_NS, cost_ns * _POLL_SHARE)
+        self._polled_ns = time.time_ns()
+        if current.changed_since(self._fingerprint):
+            self._wanted += 1
+            self._request()
+
+    def _has_listener(self, queue: int) -> bool:
+        taken_ns, numbers = self._listeners
+        now_ns = time.monotonic_ns()
+        if now_ns - taken_ns > _LISTENERS_NS:
+            numbers = self._read_listeners()
+            self._listeners = (now_ns, numbers)
+        return queue in numbers
+
+    def _read_listeners(self) -> frozenset[int]:
+        with entered(self.namespace):
+            try:
+                text = FilePath("/proc/thread-self/net/netfilter/nfnetlink_queue").read_text()
+            except OSError:
+                return frozenset()
+        return frozenset(int(line.split()[0]) for line in text.splitlines() if line.split())
+
+
+def _read_in(namespace: Netns) -> RulesetRead:
+    with entered(namespace):
+        return read_ruleset()
+
+
+def _datagram(received: Received, index: int) -> bytes:
+    start, length = int(received.starts[index]), int(received.lengths[index])
+    return received.words[start : start + (length + 3) // 4].tobytes()[:length]
