@@ -70,6 +70,15 @@ def test_wrap_breaks_between_words() -> None:
     assert ["one", "  twothree", "  four"] == [line.plain for line in lines]
 
 
+@pytest.mark.parametrize("width", [0, 1, 3, 6])
+def test_wrap_ends_where_there_is_no_room(width: int) -> None:
+    """A screen narrower than the indent gets the narrowest lines that hold a wide character."""
+    lines = [line.plain for line in wrap([("a東京", "")], width, 5)]
+
+    assert "a東京" == "".join(lines).replace(" ", "")
+    assert max(map(cells, lines)) <= 7
+
+
 @pytest.mark.parametrize(
     ("width", "shown"),
     [

@@ -102,8 +102,10 @@ def wrap(parts: Iterable[Part], width: int, hang: int, *, first: int = 0) -> lis
     Lay *parts* out in lines of at most *width* cells.
 
     Lines after the first begin with *hang* spaces; the first has *first* cells less to fill.
-    A word that no line can hold is broken.
+    A word that no line can hold is broken. A *width* with no room behind *hang* is taken as
+    the narrowest that has: a wide character takes two cells.
     """
+    width = max(width, hang + 2)
     lines: list[list[Part]] = [[]]
     used = first
     for gap, word in _split(parts):
