@@ -48,9 +48,10 @@ def test_holes_are_counted() -> None:
     builder.add(replace(article()[0], complete=False, lost=3), 0)
     builder.add(replace(article()[1], whole=False))
     builder.add_many("vr2", article()[1].ending, 11)
+    builder.add_flaws(incomplete=2, began_late=5)
     summary = builder.build(lost=3)
 
-    assert (12, 13, 1, 1) == (
+    assert (12, 13, 3, 6) == (
         summary.packets,
         summary.journeys,
         summary.incomplete,
