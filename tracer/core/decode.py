@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from tracer.core.attributes import Spots
+    from tracer.core.trace_rows import Fields
+    from tracer.core.trace_steps import TraceStep
 
     Words = npt.NDArray[np.uint32]
     Indexes = npt.NDArray[np.int64]
@@ -48,7 +50,7 @@ _KEPT = 256
 _HALF = 1 << 31
 
 _LAYOUTS = {nft_trace.MESSAGE_TYPE: nft_trace.LAYOUT, nflog.MESSAGE_TYPE: nflog.LAYOUT}
-_OTHER = -1
+_NFLOG = nflog.MESSAGE_TYPE.to_bytes(2, "little")
 
 
 def message_types(words: Words, starts: Indexes) -> npt.NDArray[np.uint16]:
@@ -105,19 +107,26 @@ class TraceDecoder:
 
     def _read_one_by_one(self, words: Words, starts: Indexes, lengths: Indexes) -> TraceRows:
         rows = TraceRows(starts.size)
+        numbers: list[int] = []
+        fields: list[tuple[int, Fields]] = []
         for place, (start, length) in enumerate(
             zip(starts.tolist(), lengths.tolist(), strict=True)
         ):
             message = _cut(words, start, length)
-            kind, found = _attributes(message)
-            if message is None or found is None:
-                rows.numbers[place] = Refusal.IGNORED if kind == _OTHER else Refusal.MALFORMED
+            number, found = self._read(message)
+            numbers.append(number)
+            if found is None:
                 continue
-            read_one = nflog.read_one if kind == nflog.MESSAGE_TYPE else nft_trace.read_one
-            rows.numbers[place] = self._number(kind, message, found)
-            rows.events[place], rows.spans[place] = read_one(start, message, found)
-            if kind == nflog.MESSAGE_TYPE:
+            if message[4:6] == _NFLOG:
+                fields.append((place, nflog.read_one(start, message, found)))
                 rows.sequences[:, place] = nflog.read_sequences(message, found)
+            else:
+                fields.append((place, nft_trace.read_one(start, message, found)))
+        rows.numbers[:] = numbers
+        if fields:
+            places = [place for place, _ in fields]
+            rows.events[places] = [event for _, (event, _) in fields]
+            rows.spans[places] = [span for _, (_, span) in fields]
         return rows
 
     def _read_in_step(self, words: Words, starts: Indexes, lengths: Indexes) -> TraceRows:
@@ -140,30 +149,35 @@ class TraceDecoder:
             joined = Keys(words, join_spans(keys), np.concatenate(messages))
 
             def parse(place: int) -> int:
-                message = _cut(words, int(starts[place]), int(lengths[place]))
-                kind, found = _attributes(message)
-                if message is None or found is None:
-                    return Refusal.MALFORMED
-                return self._number(kind, message, found)
+                return self._read(_cut(words, int(starts[place]), int(lengths[place])))[0]
 
             self._cache.intern(joined, rows.numbers, parse)
         return rows
 
-    def _number(self, kind: int, message: bytes, found: Spots) -> int:
-        """Return the number of the message's step, or why it has none."""
+    def _read(self, message: bytes) -> tuple[int, Spots | None]:
+        """Return a message's number, and its attributes if it has sound ones."""
+        kind = int.from_bytes(message[4:6], "little")
+        if len(message) >= _NLMSGHDR_SIZE and kind not in _LAYOUTS:
+            return Refusal.IGNORED, None
+        if len(message) < HEADERS_SIZE:
+            return Refusal.MALFORMED, None
+        found = walk_one(message, _LAYOUTS[kind])
+        if found is None:
+            return Refusal.MALFORMED, None
         reader = nflog if kind == nflog.MESSAGE_TYPE else nft_trace
         key = (kind, *reader.read_key(message, found))
         number = self._known.get(key)
         if number is None:
-            step = reader.read_step(message, found)
-            if isinstance(step, Refusal):
-                number = int(step)
-            else:
-                known = self.table.find_or_add(step)
-                number = int(Refusal.OVERFLOWED) if known is None else known
-            if len(self._known) < MAX_STEPS:
+            number = self._number(reader.read_step(message, found))
+            if len(self._known) < self.table.limit:
                 self._known[key] = number
-        return number
+        return number, found
+
+    def _number(self, step: TraceStep | Refusal) -> int:
+        if isinstance(step, Refusal):
+            return step
+        number = self.table.find_or_add(step)
+        return Refusal.OVERFLOWED if number is None else number
 
     def _count(self, words: Words, starts: Indexes, lengths: Indexes, rows: TraceRows) -> None:
         malformed = np.flatnonzero(rows.numbers == Refusal.MALFORMED)
@@ -171,8 +185,8 @@ class TraceDecoder:
             self.malformed += malformed.size
             last = malformed[-1]
             start, length = int(starts[last]), int(lengths[last])
-            kept = words[max(start, 0) : max(start, 0) + _KEPT // 4] if start >= 0 else words[:0]
-            self.last_malformed = kept.tobytes()[: max(0, min(length, _KEPT))]
+            kept = words[start : start + _KEPT // 4] if start >= 0 else words[:0]
+            self.last_malformed = kept.tobytes()[: max(0, length)]
         self.foreign += int(np.count_nonzero(rows.numbers == Refusal.FOREIGN))
         self.table.overflowed += int(np.count_nonzero(rows.numbers == Refusal.OVERFLOWED))
         in_group, in_namespace = rows.sequences
@@ -191,21 +205,11 @@ class TraceDecoder:
         self._last_sequence[row] = int(numbers[-1])
 
 
-def _cut(words: Words, start: int, length: int) -> bytes | None:
-    """Return a message's bytes; None if it does not lie within *words* or has no type."""
+def _cut(words: Words, start: int, length: int) -> bytes:
+    """Return a message's bytes; none if it does not lie within *words* or has no type."""
     if not (0 <= start < words.size and _NLMSGHDR_SIZE <= length <= (words.size - start) * 4):
-        return None
+        return b""
     return words[start : start + (length + 3) // 4].tobytes()[:length]
-
-
-def _attributes(message: bytes | None) -> tuple[int, Spots | None]:
-    """Return a message's type, _OTHER for those that we do not read, and its attributes."""
-    if message is None:
-        return 0, None
-    kind = int.from_bytes(message[4:6], "little")
-    if kind not in _LAYOUTS:
-        return _OTHER, None
-    return kind, walk_one(message, _LAYOUTS[kind]) if len(message) >= HEADERS_SIZE else None
 
 
 def _batch(words: Words, rows: TraceRows) -> TraceBatch:

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 __all__ = ["SPAN", "packet_value", "read_packets", "render_address", "render_addresses"]
 
 #: The packet's own version field decides.
-ANY_FAMILY = 10
+_ANY_FAMILY = 10
 
 #: What nft shows of the network header, in words: NFT_TRACETYPE_NETWORK_HSIZE.
 _NETWORK_WORDS = 10
@@ -48,7 +48,7 @@ _ETHERNET_SIZE = 14
 
 #: By pf: NFPROTO_IPV4 (2) and NFPROTO_IPV6 (10) name the packet's family, NFPROTO_ARP (3)
 #: excludes both, and the others carry what they carry.
-_FAMILY_OF_PF = np.full(256, ANY_FAMILY, np.uint8)
+_FAMILY_OF_PF = np.full(256, _ANY_FAMILY, np.uint8)
 _FAMILY_OF_PF[[2, 3, 10]] = (4, 0, 6)
 
 #: Ethernet's types as they lie in the low half of a little-endian word.
@@ -96,7 +96,7 @@ def _families(
 ) -> npt.NDArray[np.uint8]:
     """Tell IPv4 and IPv6 from the rest: what the kernel says and the packet's version agree."""
     said = _FAMILY_OF_PF.take(spans["pf"])
-    framed = np.flatnonzero((said == ANY_FAMILY) & (spans["link_size"] >= _ETHERNET_SIZE))
+    framed = np.flatnonzero((said == _ANY_FAMILY) & (spans["link_size"] >= _ETHERNET_SIZE))
     if framed.size:
         said[framed] = _ethernet_families(words, spans[framed])
     size = spans["network_size"]

@@ -100,9 +100,7 @@ def read_many(
     spans["pf"][at] = family
     for row, kind in enumerate(_SEQUENCES):
         has = found.sound & (column[kind] > 0)
-        rows.sequences[row, at] = np.where(
-            has, be32(words, column[kind]).astype(np.int64), ABSENT
-        )
+        rows.sequences[row, at] = np.where(has, be32(words, column[kind]).astype(np.int64), ABSENT)
     refused = np.where(column[_PREFIX] == 0, Refusal.FOREIGN, rows.numbers[at])
     rows.numbers[at] = np.where(found.sound, refused, Refusal.MALFORMED)
 

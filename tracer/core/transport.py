@@ -113,24 +113,23 @@ class TransportHeaders:
         at = spans["network"][rows] + IPV6_SIZE // 4
         left = spans["network_size"][rows] - IPV6_SIZE
         self.at[rows], size[rows] = at, left
-        for turn in range(_EXTENSIONS_FOLLOWED + 1):
+        for _ in range(_EXTENSIONS_FOLLOWED):
             more = EXTENSIONS.take(self.proto[rows])
             rows, at, left = rows[more], at[more], left[more]
             size[rows] = 0
-            if turn == _EXTENSIONS_FOLLOWED:
-                return
             more = left >= _EXTENSION_SIZE
             rows, at, left = rows[more], at[more], left[more]
             if not rows.size:
-                return
-            header, second = words.take(at), self.proto[rows] == _FRAGMENT
-            length = np.where(second, 8, (((header >> np.uint32(8)) & np.uint32(0xFF)) + 1) * 8)
+                break
+            header, fragment = words.take(at), self.proto[rows] == _FRAGMENT
+            length = np.where(fragment, 8, (((header >> np.uint32(8)) & np.uint32(0xFF)) + 1) * 8)
             length = length.astype(np.int64)
-            later = second & ((header.byteswap() & np.uint32(0xFFF8)) != 0)
+            later = fragment & ((header.byteswap() & np.uint32(0xFFF8)) != 0)
             self.proto[rows] = header & np.uint32(0xFF)
             at, left = at + length // 4, left - length
             self.at[rows], size[rows] = at, np.where(later, 0, np.maximum(left, 0))
             rows, at, left = rows[~later], at[~later], left[~later]
+        size[rows[EXTENSIONS.take(self.proto[rows])]] = 0
 
 
 def _payload_limit(
