@@ -8,6 +8,7 @@ import sys
 import click
 
 from tracer import __version__
+from tracer.cli.demo import demo
 from tracer.cli.follow import follow
 from tracer.errors import NftraceError, OutputError
 
@@ -24,6 +25,7 @@ def cli() -> None:
 
 
 cli.add_command(follow)
+cli.add_command(demo)
 
 
 def main() -> None:

@@ -134,7 +134,7 @@ class JsonSink:
 
     def __init__(self, out: IO[str], names: Names) -> None:
         self._out = out
-        self._names = names
+        self.names = names
         self._templates: dict[Path, JourneyTemplate] = {}
 
     def show(self, trace: NamespaceTrace, chosen: Chosen, first_id: int) -> None:
@@ -152,7 +152,7 @@ class JsonSink:
             special.tolist(),
             strict=True,
         )
-        run = self._names.run
+        run = self.names.run
         for row, (columns, plain, path, fingerprint, start, odd) in enumerate(rows):
             template = self._templates.get(path)
             if template is None:
@@ -187,7 +187,7 @@ class JsonSink:
     def _add(self, trace: NamespaceTrace, chosen: Chosen, row: int, number: int) -> JourneyTemplate:
         if len(self._templates) >= _TEMPLATES:
             self._templates.clear()
-        template = JourneyTemplate(self._names.journey(trace, chosen, row, number))
+        template = JourneyTemplate(self.names.journey(trace, chosen, row, number))
         self._templates[chosen.paths[row]] = template
         return template
 
@@ -218,7 +218,7 @@ class CompactSink:
     def __init__(self, console: Console, names: Names) -> None:
         self._console = console
         self._out = console.file
-        self._names = names
+        self.names = names
         self._color = console.color_system is not None
         self._symbols = symbols_for(console)
         self._templates: dict[Path, CompactTemplate] = {}
@@ -242,7 +242,7 @@ class CompactSink:
                 shown = packet_columns(packet_value(chosen.packets[row]), self._symbols)
             note = ""
             if odd:
-                note = journey_note(self._names.journey(trace, chosen, row, first_id + row))
+                note = journey_note(self.names.journey(trace, chosen, row, first_id + row))
             lines.append(template.line(clock, shown, note))
         lines.append("")
         self._out.write("\n".join(lines))
@@ -260,7 +260,7 @@ class CompactSink:
     def _add(self, trace: NamespaceTrace, chosen: Chosen, row: int, number: int) -> CompactTemplate:
         if len(self._templates) >= _TEMPLATES:
             self._templates.clear()
-        journey = self._names.journey(trace, chosen, row, number)
+        journey = self.names.journey(trace, chosen, row, number)
         template = CompactTemplate(journey, color=self._color, symbols=self._symbols)
         self._templates[chosen.paths[row]] = template
         return template
@@ -284,12 +284,12 @@ class TextSink:
 
     def __init__(self, printer: JourneyPrinter, names: Names, *, several: bool) -> None:
         self._printer = printer
-        self._names = names
+        self.names = names
         self._joiner = Joiner(hold=several)
 
     def show(self, trace: NamespaceTrace, chosen: Chosen, first_id: int) -> None:
         """Take the rows in and print the packets that are over."""
-        for journey in self._names.journeys(trace, chosen, first_id):
+        for journey in self.names.journeys(trace, chosen, first_id):
             for packet in self._joiner.add(journey, journey.start_ns):
                 self._printer.show(packet)
 
@@ -308,11 +308,11 @@ class PcapSink:
 
     def __init__(self, writer: PcapngWriter, names: Names) -> None:
         self._writer = writer
-        self._names = names
+        self.names = names
 
     def show(self, trace: NamespaceTrace, chosen: Chosen, first_id: int) -> None:
         """Write the rows."""
-        for row, journey in enumerate(self._names.journeys(trace, chosen, first_id)):
+        for row, journey in enumerate(self.names.journeys(trace, chosen, first_id)):
             packet = chosen.packets[row]
             raw = packet["raw"].tobytes()
             network = raw[: int(packet["network_length"])]
@@ -337,7 +337,7 @@ class SummarySink:
 
     def __init__(self, builder: SummaryBuilder, names: Names, *, several: bool) -> None:
         self._builder = builder
-        self._names = names
+        self.names = names
         self._several = several
         self._joiner = Joiner(hold=several)
         self.packets = 0
@@ -345,7 +345,7 @@ class SummarySink:
     def show(self, trace: NamespaceTrace, chosen: Chosen, first_id: int) -> None:
         """Count the rows."""
         if self._several:
-            for journey in self._names.journeys(trace, chosen, first_id):
+            for journey in self.names.journeys(trace, chosen, first_id):
                 for packet in self._joiner.add(journey, journey.start_ns):
                     self._count(packet)
             return

@@ -23,6 +23,7 @@ from socket import if_indextoname
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 
 from tracer.core.announcements import is_ruleset_change
 from tracer.core.assemble import Assembler
@@ -128,7 +129,7 @@ class NamespaceTrace:
         count = 0
         if received is not None:
             count = len(received.starts)
-            self.events += count - len(received.changed)
+            self.events += count - len(received.announced)
             self._take(received)
         return self.advance(), count
 
@@ -169,17 +170,17 @@ class NamespaceTrace:
 
     def _take(self, received: Received) -> None:
         start = 0
-        for index in received.changed.tolist():
-            if not is_ruleset_change(_datagram(received, index)):
-                continue
-            self._queue(received, start, index)
-            start = index
-            self._wanted += 1
-            self._request()
-        self._queue(received, start, len(received.starts))
+        traced = np.ones(len(received.starts), np.bool_)
+        traced[received.announced] = False
+        for index in received.announced.tolist():
+            if is_ruleset_change(_datagram(received, index)):
+                self._queue(received, start + np.flatnonzero(traced[start:index]))
+                start = index
+                self._wanted += 1
+                self._request()
+        self._queue(received, start + np.flatnonzero(traced[start:]))
 
-    def _queue(self, received: Received, start: int, end: int) -> None:
-        rows = slice(start, end)
+    def _queue(self, received: Received, rows: npt.NDArray[np.int64]) -> None:
         batch = self._decoder.decode(
             received.words, received.starts[rows], received.lengths[rows]
         )

@@ -75,8 +75,8 @@ class Received:
     What one read brought.
 
     *words* is the buffer as 32-bit words, valid until the next read; message i is
-    *lengths[i]* bytes from word *starts[i]*, in the kernel's order. *changed* holds the
-    indexes of messages that announce a ruleset change. *doubtful*: a hole may lie in
+    *lengths[i]* bytes from word *starts[i]*, in the kernel's order. *announced* holds
+    the indexes of datagrams that announce changes. *doubtful*: a hole may lie in
     this batch. *lost* counts the messages lost since the read before. *received_ns* is
     the wall clock in nanoseconds.
     """
@@ -84,7 +84,7 @@ class Received:
     words: npt.NDArray[np.uint32]
     starts: npt.NDArray[np.int64]
     lengths: npt.NDArray[np.int64]
-    changed: npt.NDArray[np.int64]
+    announced: npt.NDArray[np.int64]
     doubtful: bool
     lost: int
     received_ns: int
