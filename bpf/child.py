@@ -110,7 +110,7 @@ def _compile(source: str, defines: dict[str, object], folder: str) -> Any:  # no
         raise KernelUnsupportedError(msg, "apt install python3-bpfcc") from exc
     flags = [f"-D{name}={value}" for name, value in defines.items()]
     # bcc only rewrites map accesses in the text itself, so headers hold none.
-    text = (_HERE / source).read_text(encoding="ascii")
+    text = "\n".join((_HERE / part).read_text(encoding="ascii") for part in source.split("+"))
     try:
         return BPF(text=text, cflags=[*flags, f"-I{_HERE}", f"-I{folder}", "-w", "-std=gnu11"])
     except Exception as exc:  # bcc raises Exception itself

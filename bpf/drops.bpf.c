@@ -77,6 +77,8 @@ NT_INLINE u32 nt_site(const struct nt_config *cfg, u64 location)
 NT_INLINE int nt_try_layout(struct nt_located *at,
 			    const struct nt_layout *layout, u64 location)
 {
+	/* Addresses kept from round to round would be spilled to the stack. */
+	asm volatile("" : "+r"(at), "+r"(layout));
 	if (!layout->location)
 		return 0;
 	NT_WORD(&at->word, at, layout->location);

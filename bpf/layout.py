@@ -19,6 +19,7 @@ __all__ = [
     "MATCHES",
     "MATCHES_MAX",
     "NO_HOOK",
+    "PEEK",
     "PEEK_BYTES",
     "PLACE",
     "PLACE_KEY",
@@ -185,12 +186,19 @@ SEEN_RULES = np.dtype([("private", "<u8"), ("skipped", "<u8"), ("packets", "<u8"
 STACK = np.dtype(
     [
         ("location", "<u8"),
-        ("netns", "<u4"),
-        ("reason", "<u4"),
+        ("frame", "<u8"),
         ("dport", "<u2"),
-        ("pad", "<u2"),
-        ("pad2", "<u4"),
+        ("pad", "<u2", (3,)),
         ("word", "<u8", (WORDS,)),
         ("target", "<u8", (WORDS,)),
+    ]
+)
+PEEK = np.dtype(
+    [
+        ("address", "<u8"),
+        ("task", "<u8"),
+        ("length", "<u4"),
+        ("error", "<i4"),
+        ("bytes", "u1", (PEEK_BYTES,)),
     ]
 )

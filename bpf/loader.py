@@ -55,6 +55,7 @@ class ObjectSpec:
     """
     What to compile and load: describable, printable, without a kernel.
 
+    *source* is a C file of this folder, or several joined by +, compiled as one.
     *types* are the kernel structs that the C needs, *offsets* names like `xt_table.private`
     (each that exists also defines NT_OFFSET_XT_TABLE_PRIVATE), *enums* and *sizes* what is
     to be told back.

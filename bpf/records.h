@@ -211,16 +211,22 @@ struct nt_seen_rules {
 
 struct nt_stack {
 	__u64 location;
-	__u32 netns;
-	__u32 reason;
-	__u16 dport;
-	__u16 pad;
-	__u32 pad2;
+	__u64 frame;
+	__u16 dport; /* network order */
+	__u16 pad[3];
 	__u64 word[NT_WORDS];
 	__u64 target[NT_WORDS];
 };
 
-/* A read that user space asks for, at most NT_PEEK_BYTES long. */
+/* A read that user space asks for. */
 #define NT_PEEK_BYTES 4096
+
+struct nt_peek {
+	__u64 address;
+	__u64 task; /* the asking thread's task_struct */
+	__u32 length;
+	__s32 error;
+	__u8 bytes[NT_PEEK_BYTES];
+};
 
 #endif

@@ -26,6 +26,7 @@ __all__ = [
     "MapFile",
     "attach_netfilter",
     "attach_raw_tracepoint",
+    "close_all",
     "load_program",
     "possible_cpus",
     "program_misses",
@@ -59,6 +60,12 @@ def _bpf(command: int, attr: bytearray) -> int:
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code))
     return result
+
+
+def close_all(descriptors: list[int]) -> None:
+    """Close *descriptors*, the last first, and empty the list."""
+    while descriptors:
+        os.close(descriptors.pop())
 
 
 def possible_cpus() -> int:

@@ -25,6 +25,7 @@ from bpf.syscalls import (
     MapFile,
     attach_netfilter,
     attach_raw_tracepoint,
+    close_all,
     possible_cpus,
 )
 from tracer.core.drop_events import decode_skb_events
@@ -184,8 +185,7 @@ class SkbEvents:
         if self._ring is not None:
             self._ring.close()
             self._ring = None
-        while self._descriptors:
-            os.close(self._descriptors.pop())
+        close_all(self._descriptors)
         self._maps = {}
 
     def _matches(self) -> MapFile:

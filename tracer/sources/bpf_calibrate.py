@@ -1,0 +1,149 @@
+"""
+Find where this kernel keeps its registers at a drop, by drops of our own, and prove it.
+
+A thread goes into a namespace of its own, drops one packet at each of some thirty known
+places and copies the stacks; `tracer.core.drop_layout` solves them. Then the same
+packets are dropped again with what was found, and only the ways whose every drop was
+named right are kept.
+"""
+
+from __future__ import annotations
+
+import secrets
+import threading
+from collections import defaultdict
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from bpf.layout import LAYOUTS_MAX, STACK, Site
+from bpf.ring import RingReader
+from bpf.syscalls import MapFile, attach_raw_tracepoint, close_all
+from tracer.core.drop_layout import Drop, Layout, solve
+from tracer.errors import NftraceError
+from tracer.sources import bpf_range
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    import numpy as np
+
+    from bpf.loader import Loaded
+
+__all__ = ["STACK_RING_BYTES", "Calibration", "calibrate"]
+
+#: Room for six hundred stacks; forty are made.
+STACK_RING_BYTES = 1 << 20
+#: The largest that setsockopt(2) takes as an int.
+_MARK_MAX = (1 << 31) - 1
+_SITES = {"legacy": Site.HOOK, "rule": Site.NFT_RULE, "policy": Site.NFT_POLICY}
+
+
+@dataclass
+class Calibration:
+    """
+    What was found: the address that frees at each site, and the layouts of its ways.
+
+    *why* says for each site without a layout what was missing.
+    """
+
+    locations: dict[Site, int] = field(default_factory=dict)
+    layouts: dict[Site, list[Layout]] = field(default_factory=dict)
+    why: dict[Site, str] = field(default_factory=dict)
+
+
+def calibrate(loaded: Loaded) -> Calibration:
+    """
+    Make known drops with the programs of *loaded* and solve their stacks.
+
+    The calling thread stays in its namespace. Errors: what `bpf_range.build` and attaching
+    raise.
+    """
+    outcome: list[Calibration] = []
+    failures: list[NftraceError | OSError] = []
+
+    def work() -> None:
+        try:
+            outcome.append(_work(loaded))
+        except (NftraceError, OSError) as exc:
+            failures.append(exc)
+
+    thread = threading.Thread(target=work, name="calibrate")
+    thread.start()
+    thread.join()
+    if failures:
+        raise failures[0]
+    return outcome[0]
+
+
+def _work(loaded: Loaded) -> Calibration:
+    shots = bpf_range.build()
+    mark = secrets.randbelow(_MARK_MAX) + 1
+    MapFile(loaded.maps["sampled_mark"], 4, 4).update(bytes(4), mark.to_bytes(4, "little"))
+    links = [
+        attach_raw_tracepoint("kfree_skb", loaded.programs["on_kfree_skb_sample"]),
+        # In the place of the one that counts: two programs, the same frames.
+        attach_raw_tracepoint("kfree_skb", loaded.programs["on_kfree_skb_count"]),
+    ]
+    ring = RingReader(loaded.maps["stacks"], STACK_RING_BYTES, STACK)
+    with ExitStack() as stack:
+        stack.callback(close_all, links)
+        stack.enter_context(closing(ring))
+        drops: defaultdict[Site, list[Drop]] = defaultdict(list)
+        for shot in shots:
+            bpf_range.fire(shot, mark)
+            # One packet at a time, so that each stack is that packet's.
+            stacks = [one for one in ring.read() if _port(one) == shot.port]
+            if len(stacks) == 1:
+                drops[_SITES[shot.kind]].append(_drop(shot, stacks[0]))
+    return _solve(drops)
+
+
+def _port(stack: np.void) -> int:
+    return int.from_bytes(int(stack["dport"]).to_bytes(2, "little"), "big")
+
+
+def _drop(shot: bpf_range.Shot, stack: np.void) -> Drop:
+    return Drop(
+        way=shot.way,
+        index=shot.index,
+        count=shot.count,
+        hook=shot.hook,
+        family=shot.family,
+        handle=shot.handle,
+        location=int(stack["location"]),
+        words=stack["word"],
+        targets=stack["target"],
+    )
+
+
+def _solve(drops: dict[Site, list[Drop]]) -> Calibration:
+    found = Calibration()
+    for site in _SITES.values():
+        made = drops.get(site, [])
+        places = {drop.location for drop in made}
+        if len(places) != 1:
+            found.why[site] = _explain(places)
+            continue
+        location = places.pop()
+        if location in found.locations.values():
+            # Before NF_DROP_REASON, nft's drops too were freed by nf_hook_slow().
+            found.why[site] = "nft's drops are freed where all others are"
+            continue
+        found.locations[site] = location
+        layouts = _distinct(solve(made, in_hook_slow=site is Site.HOOK).values())
+        if layouts:
+            found.layouts[site] = layouts[:LAYOUTS_MAX]
+        else:
+            found.why[site] = "the saved registers are not where they were looked for"
+    return found
+
+
+def _explain(places: set[int]) -> str:
+    if not places:
+        return "no such drop could be made"
+    return f"such drops were freed at {len(places)} places"
+
+
+def _distinct(layouts: Iterable[Layout]) -> list[Layout]:
+    return list(dict.fromkeys(layouts))
