@@ -180,6 +180,12 @@ class TraceDecoder:
         return Refusal.OVERFLOWED if number is None else number
 
     def _count(self, words: Words, starts: Indexes, lengths: Indexes, rows: TraceRows) -> None:
+        in_group, in_namespace = rows.sequences
+        in_namespace = np.where(in_group == ABSENT, in_namespace, ABSENT)
+        for row, column in enumerate((in_group, in_namespace)):
+            self._follow_sequence(row, column[column != ABSENT])
+        if not (rows.numbers < 0).any():
+            return
         malformed = np.flatnonzero(rows.numbers == Refusal.MALFORMED)
         if malformed.size:
             self.malformed += malformed.size
@@ -189,17 +195,14 @@ class TraceDecoder:
             self.last_malformed = kept.tobytes()[: max(0, length)]
         self.foreign += int(np.count_nonzero(rows.numbers == Refusal.FOREIGN))
         self.table.overflowed += int(np.count_nonzero(rows.numbers == Refusal.OVERFLOWED))
-        in_group, in_namespace = rows.sequences
-        in_namespace = np.where(in_group == ABSENT, in_namespace, ABSENT)
-        for row, column in enumerate((in_group, in_namespace)):
-            self._follow_sequence(row, column[column != ABSENT])
 
     def _follow_sequence(self, row: int, numbers: Indexes) -> None:
         if not numbers.size:
             return
-        before = np.roll(numbers, 1)
         last = self._last_sequence[row]
+        before = np.empty_like(numbers)
         before[0] = numbers[0] - 1 if last == ABSENT else last
+        before[1:] = numbers[:-1]
         missing = (numbers - before - 1) % (2 * _HALF)
         self.nflog_lost += int(missing[missing < _HALF].sum())
         self._last_sequence[row] = int(numbers[-1])
