@@ -1,3 +1,3 @@
-"""nftrace: where did my packet die, which rule killed it, and since when?"""
+"""Tell where a packet died, which rule killed it, and since when."""
 
 __version__ = "0.1.0"

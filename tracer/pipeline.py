@@ -93,10 +93,12 @@ def choose(
     first = np.minimum.reduceat(np.where(headed, index, len(events)), starts)
     keep &= first < len(events)
     if wanted.chooses_steps or wanted.in_device or wanted.out_device:
-        keep &= np.fromiter(
-            (_means(wanted, path, device) for path in paths), np.bool_, len(paths)
-        )
-    keep &= np.fromiter((bool(p.steps) or w for p, w in zip(paths, journeys.whole.tolist(), strict=True)), np.bool_, len(paths))
+        keep &= np.fromiter((_means(wanted, path, device) for path in paths), np.bool_, len(paths))
+    keep &= np.fromiter(
+        (bool(p.steps) or w for p, w in zip(paths, journeys.whole.tolist(), strict=True)),
+        np.bool_,
+        len(paths),
+    )
     rows = np.flatnonzero(keep)
     return Chosen(
         journeys.packets[events["packet"][first[rows]]],
@@ -185,5 +187,3 @@ class Joiner:
 
 def _in_order(journeys: list[Journey]) -> list[Journey]:
     return sorted(journeys, key=lambda one: (-(one.packet.ttl or 0), one.start_ns))
-
-

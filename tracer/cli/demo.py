@@ -80,9 +80,7 @@ class _DemoFollower:
     """`nftrace follow` as the demo runs it."""
 
     def __init__(self, console: Console) -> None:
-        self._wanted = Filter(
-            dst=ipaddress.ip_network(FOLLOWED_ADDRESS), dport=FOLLOWED_PORT
-        )
+        self._wanted = Filter(dst=ipaddress.ip_network(FOLLOWED_ADDRESS), dport=FOLLOWED_PORT)
         names = new_names()
         self._text = TextSink(JourneyPrinter(console), names, several=True)
         self._kept = _Kept(self._text)
@@ -95,9 +93,7 @@ class _DemoFollower:
         options = FollowOptions(self._wanted, both=False, rate=None, buffer_bytes=DEFAULT_BUFFER)
         found = [find_namespace(name) for name in namespaces]
         self._session = self._stack.enter_context(Follow(found, options))
-        self._run = FollowRun(
-            self._session, self._wanted, [self._kept], self._counts, both=False
-        )
+        self._run = FollowRun(self._session, self._wanted, [self._kept], self._counts, both=False)
 
     def watch(self, until: Callable[[], bool]) -> None:
         self._reason = self._run.turn(lambda: "attempt over" if until() else None)

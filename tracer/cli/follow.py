@@ -9,7 +9,7 @@ import sys
 import time
 from contextlib import ExitStack
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
 
@@ -161,13 +161,13 @@ def _make_sinks(  # noqa: PLR0913 - one follow's parts
     else:
         printer = JourneyPrinter(console, full=words["full"], passed_over=passed)
         sink = TextSink(printer, names, several=several)
-    sinks = [sink]
+    sinks: list[Sink] = [sink]
     if words["pcap"] is not None:
         sinks.append(PcapSink(PcapngWriter(stack.enter_context(_open(words["pcap"]))), names))
     return sinks
 
 
-def _open(name: str) -> IO[bytes]:
+def _open(name: str) -> BinaryIO:
     if name == "-":
         message = "--pcap -: the capture cannot share standard output"
         raise UsageError(message, "name a file")
@@ -191,7 +191,8 @@ def _announce(
         for address, port in ((src, words["sport"]), (dst, words["dport"]))
     ]
     what = " ".join(
-        part for part in (words["proto"] or "", sides[0], f"→ {sides[1]}" if sides[1] else "")
+        part
+        for part in (words["proto"] or "", sides[0], f"→ {sides[1]}" if sides[1] else "")
         if part
     )
     both = ", both ways" if words["both"] else ""

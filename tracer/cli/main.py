@@ -8,6 +8,7 @@ import sys
 import click
 
 from tracer import __version__
+from tracer.cli.check import check
 from tracer.cli.demo import demo
 from tracer.cli.follow import follow
 from tracer.errors import NftraceError, OutputError
@@ -21,10 +22,11 @@ _INTERRUPTED = 130
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="nftrace")
 def cli() -> None:
-    """Where did my packet die, which rule killed it, and since when?"""
+    """Tell where a packet died, which rule killed it, and since when."""
 
 
 cli.add_command(follow)
+cli.add_command(check)
 cli.add_command(demo)
 
 

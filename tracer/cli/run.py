@@ -16,6 +16,7 @@ from tracer.pipeline import choose
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from types import FrameType
+    from typing import Self
 
     from tracer.cli.sinks import Sink, SummarySink
     from tracer.core.filters import Filter
@@ -40,7 +41,7 @@ class Interrupts:
         self.reason: str | None = None
         self._former: dict[int, object] = {}
 
-    def __enter__(self) -> Interrupts:
+    def __enter__(self) -> Self:
         """Take the signals."""
         for number in (signal.SIGINT, signal.SIGTERM):
             self._former[number] = signal.signal(number, self._note)
@@ -63,7 +64,7 @@ class FollowRun:
     *count* is the number of packets that end it, None for no such end.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - one follow's parts
         self,
         follow: Follow,
         wanted: Filter,

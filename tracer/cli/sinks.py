@@ -109,7 +109,9 @@ def _plain_rows(chosen: Chosen) -> list[bool]:
     return plain
 
 
-def _columns(chosen: Chosen) -> Iterator[tuple[int, int, str, int, str, int, int, int, int, int, int]]:
+def _columns(
+    chosen: Chosen,
+) -> Iterator[tuple[int, int, str, int, str, int, int, int, int, int, int]]:
     packets = chosen.packets
     names = ("sport", "dport", "length", "ttl", "ip_id", "tcp_flags", "seq")
     numbers = {name: packets[name].tolist() for name in names}
@@ -157,8 +159,8 @@ class JsonSink:
             template = self._templates.get(path)
             if template is None:
                 template = self._add(trace, chosen, row, first_id + row)
-            packet = _json_packet(columns) if plain else render_packet(
-                packet_value(chosen.packets[row])
+            packet = (
+                _json_packet(columns) if plain else render_packet(packet_value(chosen.packets[row]))
             )
             identity = (f"{run}{first_id + row:08x}", f"{fingerprint:016x}", start, packet)
             if odd:
@@ -200,7 +202,9 @@ def _json_packet(columns: tuple[int, int, str, int, str, int, int, int, int, int
     return _FORMATS[family, proto] % (*common, *with_id, *tcp)
 
 
-def _cached(render: Callable[[int], str], times: np.ndarray[tuple[int], np.dtype[np.int64]]) -> list[str]:
+def _cached(
+    render: Callable[[int], str], times: np.ndarray[tuple[int], np.dtype[np.int64]]
+) -> list[str]:
     """Render each distinct time once: a batch has one."""
     known: dict[int, str] = {}
     out = []

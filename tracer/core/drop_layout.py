@@ -115,15 +115,17 @@ def _choose(
 
 def _is_at(drop: Drop, value: int) -> npt.NDArray[np.bool_]:
     # The kernel half of the address space, so that small numbers are no pointers.
-    pointers = drop.words >> np.uint64(47) == np.uint64(0x1FFFF)
-    return pointers & (drop.targets & np.uint64(0xFFFF) == np.uint64(value))
+    pointers: npt.NDArray[np.bool_] = drop.words >> np.uint64(47) == np.uint64(0x1FFFF)
+    fits: npt.NDArray[np.bool_] = drop.targets & np.uint64(0xFFFF) == np.uint64(value)
+    return pointers & fits
 
 
 def _holds_rule(drop: Drop) -> npt.NDArray[np.bool_]:
     # struct nft_rule_dp: is_last:1, dlen:12, handle:42
     last = drop.targets & np.uint64(1)
     handle = drop.targets >> np.uint64(13) & np.uint64((1 << 42) - 1)
-    return (last == 0) & (handle == np.uint64(drop.handle or 0))
+    holds: npt.NDArray[np.bool_] = (last == 0) & (handle == np.uint64(drop.handle or 0))
+    return holds
 
 
 def _with_callers(ways: dict[str, list[Drop]], found: dict[str, Layout]) -> dict[str, Layout]:

@@ -44,7 +44,7 @@ def read_nft_rule(expressions: Sequence[Json], version: int, sets: Sets) -> list
             # Printed as text because this nft has no JSON for it, as with `jump { … }`.
             return [*found, *(Branch(box) for box in boxes)]
         for kind, body in expression.items():
-            if kind == "match":
+            if kind == "match" and isinstance(body, Mapping):
                 boxes = narrow(boxes, read_match(body, version, sets))
             else:
                 found += _read_statement(kind, body, boxes, sets)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -191,15 +190,11 @@ def _read_devices(values: Sequence[Json], *, negated: bool) -> Devices:
 
 
 def _read_pair(field: str, value: Json, version: int) -> tuple[int, int]:
-    """Return the lowest and highest number of one element."""
+    """Return the lowest and highest number of one element; errors: Unreadable."""
     prefix, span = _get(value, "prefix"), _get(value, "range")
-    if prefix is not None:
-        network = ipaddress.ip_network(
-            f"{_get(prefix, 'addr')}/{_get(prefix, 'len')}", strict=False
-        )
-        low = int(network.network_address)
-        return low, low + network.num_addresses - 1
-    if isinstance(span, list):
+    if prefix is not None and field in ("src", "dst"):
+        return _read_address(f"{_get(prefix, 'addr')}/{_get(prefix, 'len')}", version)
+    if isinstance(span, list) and len(span) == 2:  # noqa: PLR2004
         low, high = (_read_number(field, bound, version) for bound in span)
         return low, high
     number = _read_number(field, value, version)
@@ -207,18 +202,19 @@ def _read_pair(field: str, value: Json, version: int) -> tuple[int, int]:
 
 
 def _read_number(field: str, value: Json, version: int) -> int:
-    if isinstance(value, int):
-        return value
-    if not isinstance(value, str):
-        raise Unreadable(field)
-    if field in ("src", "dst"):
-        try:
-            return read_addresses(value, version)[0][0]
-        except ValueError as error:
-            raise Unreadable(value) from error
-    if field == "proto" and value in PROTOCOLS:
-        return PROTOCOLS[value]
-    raise Unreadable(value)
+    if isinstance(value, str) and field in ("src", "dst"):
+        return _read_address(value, version)[0]
+    number = PROTOCOLS.get(value) if isinstance(value, str) and field == "proto" else value
+    if not isinstance(number, int) or not 0 <= number <= _top(field, version):
+        raise Unreadable(value)
+    return number
+
+
+def _read_address(text: str, version: int) -> tuple[int, int]:
+    try:
+        return read_addresses(text, version)[0]
+    except ValueError as error:
+        raise Unreadable(text) from error
 
 
 def read_limit(field: str, value: Json, version: int) -> Limit:

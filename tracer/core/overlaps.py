@@ -94,9 +94,7 @@ class _Apart:
 
     def _find_legacy(self, step: int, rank: int, endpoints: _Endpoints | None) -> _Open | None:
         able = [
-            journey
-            for journey in self._open
-            if rank >= journey.rank and step not in journey.steps
+            journey for journey in self._open if rank >= journey.rank and step not in journey.steps
         ]
         for alike in (_same, _half_same):
             for journey in able:

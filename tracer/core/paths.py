@@ -94,9 +94,7 @@ class PathBook:
             paths.append(path)
         return paths
 
-    def _tell(
-        self, journeys: Journeys, index: int, key: tuple[bytes, int, int]
-    ) -> Path:
+    def _tell(self, journeys: Journeys, index: int, key: tuple[bytes, int, int]) -> Path:
         rows = slice(journeys.bounds[index], journeys.bounds[index + 1])
         events = journeys.events[rows]
         steps = [self._book.resolve(int(step)) for step in events["step"]]
@@ -113,9 +111,7 @@ class PathBook:
             self._paths[full] = path
         return path
 
-    def _end(
-        self, steps: list[ResolvedStep], shown: list[int], told: tuple[Step, ...]
-    ) -> Ending:
+    def _end(self, steps: list[ResolvedStep], shown: list[int], told: tuple[Step, ...]) -> Ending:
         if not shown:
             return Ending(EndingKind.UNKNOWN, hook=_last_hook(steps), reason=NOT_OBSERVED)
         step, resolved = told[-1], steps[shown[-1]]

@@ -177,7 +177,9 @@ class StepBook:
 
     def _rank_of(self, step: ResolvedStep, first: bool) -> int:  # noqa: FBT001 - a column's
         if first:
-            return _FIRST_LEVELS.get(step.family, _IP_ORDER["prerouting"]) * _LEVEL - _LEVEL // 2 + 1
+            return (
+                _FIRST_LEVELS.get(step.family, _IP_ORDER["prerouting"]) * _LEVEL - _LEVEL // 2 + 1
+            )
         if step.hook is None:
             return NO_RANK
         order = _BRIDGE_ORDER if step.family == "bridge" else _IP_ORDER

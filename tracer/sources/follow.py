@@ -146,9 +146,7 @@ class Follow:
         self.notes += [prefix + note for note in plan.notes]
         self.traces.append(NamespaceTrace(socket, read, pool))
 
-    def _listen_to_legacy(
-        self, namespace: Netns, socket: TraceSocket, read: RulesetRead
-    ) -> None:
+    def _listen_to_legacy(self, namespace: Netns, socket: TraceSocket, read: RulesetRead) -> None:
         families = {family for engine, family, _ in read.ruleset.tables if engine == "legacy"}
         if not families:
             return
@@ -167,4 +165,3 @@ class Follow:
 
     def _restore(self) -> None:
         self.resisted += self._switch.restore()
-

@@ -83,7 +83,7 @@ def _setns(descriptor: int, name: str) -> None:
 
 def current_namespace() -> Netns:
     """Return the calling thread's namespace."""
-    inode = os.stat("/proc/thread-self/ns/net").st_ino
+    inode = Path("/proc/thread-self/ns/net").stat().st_ino
     # The thread's own link would follow it wherever it goes: hold the process's.
     return Netns(_names().get(inode, f"net:[{inode}]"), f"/proc/{os.getpid()}/ns/net", inode)
 
@@ -122,7 +122,7 @@ def all_namespaces() -> list[Netns]:
 
 def _at(path: str, word: str) -> Netns:
     try:
-        inode = os.stat(path).st_ino
+        inode = Path(path).stat().st_ino
     except OSError as exc:
         message = f"no network namespace {word!r} ({exc.strerror})"
         remedy = "give a name of `ip netns list`, a process id, `host` or `all`"
@@ -150,12 +150,12 @@ def _named_paths() -> list[Path]:
 
 
 def _process_paths() -> list[Path]:
-    pids = sorted(int(entry) for entry in os.listdir("/proc") if entry.isdecimal())
+    pids = sorted(int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdecimal())
     return [Path(f"/proc/{pid}/ns/net") for pid in pids]
 
 
 def _find_inode(path: str) -> int | None:
     try:
-        return os.stat(path).st_ino
+        return Path(path).stat().st_ino
     except OSError:
         return None  # a process or a name that went away while we looked

@@ -21,7 +21,16 @@ from pathlib import Path
 from tracer.errors import KernelRefusedError, KernelUnsupportedError
 from tracer.sources.netns import Netns, all_namespaces, entered
 
-__all__ = ["FAMILIES", "LOGGER", "STATE_DIR", "NfLogSwitch", "Note", "read_logger", "repair"]
+__all__ = [
+    "FAMILIES",
+    "LOGGER",
+    "STATE_DIR",
+    "NfLogSwitch",
+    "Note",
+    "leftovers",
+    "read_logger",
+    "repair",
+]
 
 LOGGER = "nfnetlink_log"
 STATE_DIR = Path("/run/nftrace/nf_log")
@@ -125,7 +134,7 @@ class NfLogSwitch:
         path = self._dir / f"{pid}-{namespace.inode}-{family}.json"
         try:
             self._dir.mkdir(mode=0o755, parents=True, exist_ok=True)
-            if len(os.listdir(self._dir)) > _NOTES_KEPT:
+            if sum(1 for _ in self._dir.iterdir()) > _NOTES_KEPT:
                 message = f"{self._dir} holds more than {_NOTES_KEPT} notes"
                 raise KernelRefusedError(message, "run `nftrace check --repair`")
             partial = path.with_suffix(".tmp")
@@ -172,6 +181,12 @@ def _restore_note(path: Path, note: Note, namespace: Netns, state_dir: Path) -> 
                 ]
     path.unlink(missing_ok=True)
     return []
+
+
+def leftovers(state_dir: Path = STATE_DIR) -> list[str]:
+    """Name the settings that killed processes left behind."""
+    notes = _read_notes(state_dir).values()
+    return [f"netns {note.netns} {note.family}" for note in notes if not _is_alive(note)]
 
 
 def repair(state_dir: Path = STATE_DIR) -> list[str]:

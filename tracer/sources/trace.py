@@ -181,9 +181,7 @@ class NamespaceTrace:
         self._queue(received, start + np.flatnonzero(traced[start:]))
 
     def _queue(self, received: Received, rows: npt.NDArray[np.int64]) -> None:
-        batch = self._decoder.decode(
-            received.words, received.starts[rows], received.lengths[rows]
-        )
+        batch = self._decoder.decode(received.words, received.starts[rows], received.lengths[rows])
         if not len(batch.events) and not received.doubtful:
             return
         legacy = bool((batch.events["flags"] & LEGACY).any())

@@ -22,13 +22,13 @@ import socket
 import struct
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from tracer.errors import KernelRefusedError, KernelUnsupportedError
+from tracer.sources.holders import find_nflog_holder
 
 if TYPE_CHECKING:
     from tracer.sources.netns import Netns
@@ -107,7 +107,9 @@ class TraceSocket:
             self._socket.bind((0, 0))
         except OSError as exc:
             message = f"no netfilter netlink socket ({exc.strerror})"
-            raise KernelUnsupportedError(message, "the kernel needs CONFIG_NETFILTER_NETLINK") from exc
+            raise KernelUnsupportedError(
+                message, "the kernel needs CONFIG_NETFILTER_NETLINK"
+            ) from exc
         try:
             # The kernel doubles what is asked.
             self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, buffer_bytes // 2)
@@ -154,7 +156,7 @@ class TraceSocket:
         for request in requests:
             error = self._configure(request)
             if error == errno.EPERM or error == errno.EBUSY:
-                holder = find_nflog_holder()
+                holder = find_nflog_holder() or "another process"
                 message = f"netns {self.namespace.name}: NFLOG group 0 is held by {holder}"
                 remedy = "it takes one listener: end that one, or follow in another namespace"
                 raise KernelRefusedError(message, remedy)
@@ -256,34 +258,3 @@ def _message_headers(
     wide[:, 2] = vectors.ctypes.data + np.arange(count, dtype=np.uint64) * np.uint64(16)
     wide[:, 3] = 1
     return vectors, headers
-
-
-def find_nflog_holder() -> str:
-    """
-    Say who listens on NFLOG group 0 of the calling thread's namespace.
-
-    Source: seq_show() in net/netfilter/nfnetlink_log.c: group, port id, …
-    """
-    try:
-        lines = Path("/proc/thread-self/net/netfilter/nfnetlink_log").read_text().splitlines()
-    except OSError:
-        return "another process"
-    ports = [int(line.split()[1]) for line in lines if line.split()[:1] == ["0"]]
-    return "nobody any more" if not ports else _socket_owner(ports[0])
-
-
-def _socket_owner(port: int) -> str:
-    inodes = set()
-    for line in Path("/proc/thread-self/net/netlink").read_text().splitlines()[1:]:
-        fields = line.split()
-        if int(fields[1]) == _NETLINK_NETFILTER and int(fields[2]) == port:
-            inodes.add(f"socket:[{fields[-1]}]")
-    for pid in filter(str.isdecimal, os.listdir("/proc")):
-        try:
-            held = {os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")}
-            name = Path(f"/proc/{pid}/comm").read_text().strip()
-        except OSError:
-            continue
-        if inodes & held:
-            return f"{name} (pid {pid})"
-    return f"another process (netlink port {port})"
