@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections import Counter
 from typing import IO, TYPE_CHECKING, Protocol
 
-import numpy as np
 
 from exporters.json_lines import (
     JourneyTemplate,
@@ -27,6 +26,7 @@ from tracer.core.packet_text import packet_value, render_addresses, render_tcp_f
 from tracer.pipeline import Joiner, make_journey
 
 if TYPE_CHECKING:
+    import numpy as np
     from collections.abc import Callable, Iterator
 
     from rich.console import Console
@@ -331,7 +331,7 @@ class PcapSink:
     def idle(self, now_ns: int | None) -> None:
         """Nothing waits."""
 
-    def finish(self, summary: Summary) -> None:
+    def finish(self, summary: Summary) -> None:  # noqa: ARG002 - a sink's
         """Write what is left."""
         self._writer.flush()
 

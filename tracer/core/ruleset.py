@@ -8,11 +8,14 @@ what the assembler names an event's rule by.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from tracer.core.journey import Verdict
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tracer.core.journey import Verdict
+    from collections.abc import Mapping
 
 __all__ = ["Chain", "Rule", "Ruleset", "Table"]
 

@@ -14,14 +14,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 
 from tracer.core.arm_hooks import FIRST_CHAIN, LAST_CHAINS, OWN_PREFIX
 from tracer.core.iptables import ImplicitEnd, Policy, resolve_legacy
 from tracer.core.journey import Verdict
-from tracer.core.ruleset import Chain, Rule, Ruleset
 
 if TYPE_CHECKING:
+    from tracer.core.ruleset import Chain, Rule, Ruleset
     from collections.abc import Sequence
 
     from tracer.core.trace_steps import StepTable, TraceStep

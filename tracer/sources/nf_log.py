@@ -175,10 +175,8 @@ def _restore_note(path: Path, note: Note, namespace: Netns, state_dir: Path) -> 
         except (OSError, KernelRefusedError) as exc:
             if namespace.inode in {one.inode for one in all_namespaces()}:
                 number = FAMILIES[note.family]
-                return [
-                    f"netns {note.netns}: nf_log could not be put back ({exc}): "
-                    f"sysctl -w net.netfilter.nf_log.{number}={note.before}"
-                ]
+                command = f"sysctl -w net.netfilter.nf_log.{number}={note.before}"
+                return [f"netns {note.netns}: nf_log could not be put back ({exc}): {command}"]
     path.unlink(missing_ok=True)
     return []
 

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path as FilePath
 from socket import if_indextoname
@@ -36,6 +35,7 @@ from tracer.sources.netns import Netns, entered
 from tracer.sources.ruleset import LegacyFingerprint, RulesetRead, read_ruleset
 
 if TYPE_CHECKING:
+    from concurrent.futures import Future, ThreadPoolExecutor
     from tracer.core.assemble import Journeys
     from tracer.core.paths import Path
     from tracer.core.ruleset import Ruleset

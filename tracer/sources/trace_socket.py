@@ -45,6 +45,8 @@ _SO_RCVBUFFORCE = 33
 _SO_MEMINFO = 55
 _MEMINFO_RMEM, _MEMINFO_DROPS = 0, 8
 _NFULNL_CONFIG = (4 << 8) | 1
+_NFTABLES = 10  # NFNL_SUBSYS_NFTABLES
+_NFT_TRACE = (_NFTABLES << 8) | 17  # NFT_MSG_TRACE
 _NLM_F_REQUEST_ACK = 0x5
 _CFG_CMD, _CFG_MODE, _CFG_QTHRESH = 1, 2, 5
 _CFG_CMD_BIND, _COPY_PACKET = 1, 2
@@ -155,7 +157,7 @@ class TraceSocket:
         ]
         for request in requests:
             error = self._configure(request)
-            if error == errno.EPERM or error == errno.EBUSY:
+            if error in (errno.EPERM, errno.EBUSY):
                 holder = find_nflog_holder() or "another process"
                 message = f"netns {self.namespace.name}: NFLOG group 0 is held by {holder}"
                 remedy = "it takes one listener: end that one, or follow in another namespace"
@@ -211,7 +213,7 @@ class TraceSocket:
         cut = (self._headers[:count, 12] & _MSG_TRUNC) != 0
         starts = self._starts[:count]
         types = self._words[starts + 1] & 0xFFFF if count else np.zeros(0, np.uint32)
-        announced = ((types >> 8) == 10) & (types != (10 << 8 | 17))
+        announced = ((types >> 8) == _NFTABLES) & (types != _NFT_TRACE)
         if cut.any():
             self.truncated += int((cut & ~announced).sum())
             lengths[cut] = 0
