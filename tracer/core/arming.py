@@ -317,7 +317,7 @@ def _describe(found: Mapped, wanting: Wanting, *, is_cut: bool) -> Iterator[str]
         unreadable = {name for where, name in found.unreadable if where is side}
         wide = {name for where, name in found.wide if where is side}
         yield from _name_sites(unreadable, f"cannot be mapped back: {outcome}")
-        yield from _name_sites(wide, f"translates packets of any address and port: {outcome}")
+        yield from _name_sites(wide, f"without address and port: {outcome}")
     if is_cut or wanting.is_cut:
         yield (
             f"the filter meets more than {MAX_MAPPED} translated addresses or {MAX_RULES} ranges"

@@ -61,7 +61,7 @@ def _read_statement(
         yield from _read_verdict_map(body, boxes, sets)
     elif kind in _SIDES:
         yield from _read_nat(kind, body if isinstance(body, Mapping) else {}, boxes, sets)
-    elif kind == "xt" and isinstance(body, Mapping) and body.get("name") in NAT_TARGETS:
+    elif kind == "xt" and isinstance(body, Mapping) and str(body.get("name")) in NAT_TARGETS:
         for box in boxes:
             yield Branch(box)
 

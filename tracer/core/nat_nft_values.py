@@ -70,16 +70,16 @@ def _read_field(expression: Json, version: int) -> tuple[str | None, Headers]:
         return "version", anything
     if isinstance(key, str):
         return _META.get(key), anything
-    protocol, field = _get(payload, "protocol"), _get(payload, "field")
+    protocol, field = str(_get(payload, "protocol")), str(_get(payload, "field"))
     if protocol in ("ip", "ip6"):
         implied = anything if _VERSIONS[protocol] == version else Headers(version, proto=())
         if field in ("protocol", "nexthdr"):
             return "proto", implied
-        return _ADDRESSES.get(str(field)), implied
+        return _ADDRESSES.get(field), implied
     if protocol in _TRANSPORTS:
-        number = PROTOCOLS.get(str(protocol))
+        number = PROTOCOLS.get(protocol)
         implied = Headers(version, proto=PORT_PROTOCOLS if number is None else ((number, number),))
-        return (str(field) if field in ("sport", "dport") else None), implied
+        return (field if field in ("sport", "dport") else None), implied
     return None, anything
 
 
