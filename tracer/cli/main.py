@@ -71,3 +71,7 @@ def _run() -> int:
 def _silence_stdout() -> None:
     # What is left in the buffer must not fail again when the interpreter ends.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+if __name__ == "__main__":
+    main()
