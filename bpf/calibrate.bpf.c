@@ -64,5 +64,6 @@ int on_peek(void *ctx)
 		peek->error = bpf_probe_read_kernel(peek->bytes, length,
 						    (void *)peek->address);
 	peek->task = bpf_get_current_task();
+	*(struct nt_scratch *volatile *)&peek->self = scratches.lookup(&zero);
 	return 0;
 }

@@ -147,7 +147,8 @@ NT_INLINE void nt_fill_place(struct nt_scratch *t, struct nt_located *at)
 	t->key.place = at->entry[1] ? at->entry[1] : at->entry[0];
 	if (t->key.site == NT_SITE_HOOK)
 		return;
-	t->key.rule = at->rule >> 13; /* is_last:1, dlen:12, handle:42 */
+	/* is_last:1, dlen:12, handle:42; the rest is never written to. */
+	t->key.rule = at->rule >> 13 & ((1ULL << 42) - 1);
 	/* An address is used again: both handles tell one chain from the next. */
 	nt_read(&t->chain[0], &chain->table);
 	nt_read(&t->chain[1], &chain->handle);
@@ -207,7 +208,7 @@ NT_INLINE void nt_find_rule(const struct nt_config *cfg, struct nt_scratch *t,
 			continue;
 		t->moved += t->word - seen->packets[i];
 		seen->packets[i] = t->word;
-		t->key.rule = i + 1;
+		t->key.rule = (u64)table->generation << 32 | (i + 1);
 	}
 	if (t->moved != 1)
 		t->key.certain = 0;

@@ -180,7 +180,7 @@ CONFIG = np.dtype(
 )
 STATS = np.dtype([("count", "<u8", (_STATS,))])
 RULES = np.dtype(
-    [("private", "<u8"), ("count", "<u4"), ("pad", "<u4"), ("counter", "<u8", (RULES_MAX,))]
+    [("private", "<u8"), ("count", "<u4"), ("generation", "<u4"), ("counter", "<u8", (RULES_MAX,))]
 )
 SEEN_RULES = np.dtype([("private", "<u8"), ("skipped", "<u8"), ("packets", "<u8", (RULES_MAX,))])
 STACK = np.dtype(
@@ -197,6 +197,7 @@ PEEK = np.dtype(
     [
         ("address", "<u8"),
         ("task", "<u8"),
+        ("self", "<u8"),
         ("length", "<u4"),
         ("error", "<i4"),
         ("bytes", "u1", (PEEK_BYTES,)),

@@ -55,7 +55,8 @@ struct nt_stats {
  * One kind of drop. *place* is the hook entry's private pointer (xt_table, nft_chain),
  * its function where it has none, or the freeing address outside netfilter. *tag*
  * tells apart objects that had the same address one after another. *rule* is nft's
- * handle, or for a legacy table the index of the dropping rule plus one, 0 for unknown.
+ * handle; for a legacy table the index of the dropping rule plus one, below the reading's
+ * generation in the upper half; 0 for unknown.
  */
 struct nt_drop_key {
 	__u64 place;
@@ -196,7 +197,7 @@ struct nt_config {
 struct nt_rules {
 	__u64 private;
 	__u32 count;
-	__u32 pad;
+	__u32 generation; /* of the reading: indexes mean nothing without it */
 	__u64 counter[NT_RULES_MAX];
 };
 
@@ -224,6 +225,7 @@ struct nt_stack {
 struct nt_peek {
 	__u64 address;
 	__u64 task; /* the asking thread's task_struct */
+	__u64 self; /* this CPU's value in the map scratches */
 	__u32 length;
 	__s32 error;
 	__u8 bytes[NT_PEEK_BYTES];

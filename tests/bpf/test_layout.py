@@ -26,6 +26,7 @@ MIRRORS: dict[str, np.dtype[np.void]] = {
     "nt_layout": layout.LAYOUT,
     "nt_match": layout.MATCH,
     "nt_matches": layout.MATCHES,
+    "nt_peek": layout.PEEK,
     "nt_place": layout.PLACE,
     "nt_place_key": layout.PLACE_KEY,
     "nt_rules": layout.RULES,

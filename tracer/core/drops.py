@@ -8,17 +8,17 @@ and a rule that is one of several possible ones has *certain* False.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     import numpy as np
     import numpy.typing as npt
 
-__all__ = ["DropCount", "Place", "Rung", "hook_name", "name_counts", "name_place"]
+__all__ = ["DropCount", "Place", "Rung", "hook_name", "merge_counts", "name_counts", "name_place"]
 
 _SITE_OTHER, _SITE_HOOK = 0, 1
 _INET_HOOKS = ("prerouting", "input", "forward", "output", "postrouting", "ingress")
@@ -96,8 +96,8 @@ def name_place(site: int, family: int, row: np.void, legacy: frozenset[int]) -> 
             return Place("hook", _FAMILIES.get(family), None, None, function)
         table = row["table"].decode(errors="replace")
         return Place("legacy", _FAMILIES.get(family), table, None, function)
-    names = (row[name].decode(errors="replace") for name in ("table", "chain"))
-    return Place("nft", _FAMILIES.get(int(row["family"])), *names, function)
+    table, chain = (row[name].decode(errors="replace") for name in ("table", "chain"))
+    return Place("nft", _FAMILIES.get(int(row["family"])), table, chain, function)
 
 
 def name_counts(
@@ -105,20 +105,31 @@ def name_counts(
     counts: npt.NDArray[np.void],
     reasons: Mapping[int, str],
     places: Mapping[tuple[int, int], Place],
-    rules: Mapping[int, Sequence[tuple[str, int | None]]],
+    rules: Mapping[tuple[int, int], Sequence[tuple[str, int | None]]],
 ) -> list[DropCount]:
     """
-    Give names to what was counted, most packets first.
+    Give names to what was counted, in the same order.
 
     Shape: *keys* `(n,)` of the program's keys, *counts* `(n,)` of packets and bytes.
-    *reasons* by number; *places* by (place, tag); *rules* by a legacy table's address, the
-    chain and number of each dropping rule in the order of the program's indexes.
+    *reasons* by number; *places* by (place, tag); *rules* by a legacy table's address
+    and the generation of its reading: chain and number of each dropping rule, in the order
+    of the program's indexes.
     """
-    rows = [
+    return [
         _name_count(key, count, reasons, places, rules)
         for key, count in zip(keys, counts, strict=True)
     ]
-    return sorted(rows, key=lambda row: row.packets, reverse=True)
+
+
+def merge_counts(rows: Iterable[DropCount]) -> list[DropCount]:
+    """Add up rows of the same kind; the result has most packets first."""
+    totals: dict[DropCount, tuple[int, int]] = {}
+    for row in rows:
+        kind = replace(row, packets=0, octets=0)
+        packets, octets = totals.get(kind, (0, 0))
+        totals[kind] = packets + row.packets, octets + row.octets
+    merged = [replace(kind, packets=p, octets=o) for kind, (p, o) in totals.items()]
+    return sorted(merged, key=lambda row: row.packets, reverse=True)
 
 
 def _name_count(
@@ -126,7 +137,7 @@ def _name_count(
     count: np.void,
     reasons: Mapping[int, str],
     places: Mapping[tuple[int, int], Place],
-    rules: Mapping[int, Sequence[tuple[str, int | None]]],
+    rules: Mapping[tuple[int, int], Sequence[tuple[str, int | None]]],
 ) -> DropCount:
     site, number = int(key["site"]), int(key["rule"])
     place = places.get((int(key["place"]), int(key["tag"])))
@@ -135,13 +146,11 @@ def _name_count(
     if place and place.engine == "nft":
         handle = number or None
     elif place and place.engine == "legacy":
-        known = rules.get(int(key["place"]), ())
         kind = "table"
-        if 0 < number <= len(known):
-            chain, rule = known[number - 1]
+        known = rules.get((int(key["place"]), number >> 32), ())
+        if 0 < number & 0xFFFFFFFF <= len(known):
+            chain, rule = known[(number & 0xFFFFFFFF) - 1]
             kind = "policy" if rule is None else "rule"
-        elif int(key["hook"]) < 5:  # noqa: PLR2004 - the built-in chains
-            chain = None
     family = int(key["family"])
     return DropCount(
         netns=int(key["netns"]),

@@ -13,7 +13,6 @@ import secrets
 import threading
 from collections import defaultdict
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from bpf.layout import LAYOUTS_MAX, STACK, Site
@@ -22,6 +21,8 @@ from bpf.syscalls import MapFile, attach_raw_tracepoint, close_all
 from tracer.core.drop_layout import Drop, Layout, solve
 from tracer.errors import NftraceError
 from tracer.sources import bpf_range
+from tracer.sources.bpf_config import Calibration
+from tracer.sources.bpf_prove import prove
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -30,26 +31,13 @@ if TYPE_CHECKING:
 
     from bpf.loader import Loaded
 
-__all__ = ["STACK_RING_BYTES", "Calibration", "calibrate"]
+__all__ = ["STACK_RING_BYTES", "calibrate"]
 
 #: Room for six hundred stacks; forty are made.
 STACK_RING_BYTES = 1 << 20
 #: The largest that setsockopt(2) takes as an int.
 _MARK_MAX = (1 << 31) - 1
 _SITES = {"legacy": Site.HOOK, "rule": Site.NFT_RULE, "policy": Site.NFT_POLICY}
-
-
-@dataclass
-class Calibration:
-    """
-    What was found: the address that frees at each site, and the layouts of its ways.
-
-    *why* says for each site without a layout what was missing.
-    """
-
-    locations: dict[Site, int] = field(default_factory=dict)
-    layouts: dict[Site, list[Layout]] = field(default_factory=dict)
-    why: dict[Site, str] = field(default_factory=dict)
 
 
 def calibrate(loaded: Loaded) -> Calibration:
@@ -96,7 +84,9 @@ def _work(loaded: Loaded) -> Calibration:
             stacks = [one for one in ring.read() if _port(one) == shot.port]
             if len(stacks) == 1:
                 drops[_SITES[shot.kind]].append(_drop(shot, stacks[0]))
-    return _solve(drops)
+    found = _solve(drops)
+    prove(loaded, found, shots, mark)
+    return found
 
 
 def _port(stack: np.void) -> int:

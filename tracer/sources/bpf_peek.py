@@ -53,10 +53,23 @@ class Peek:
             address = self.word(address + offset) if address and offset is not None else 0
         return address
 
+    def offset(self, member: str) -> int | None:
+        """Return where *member* lies in its structure, None where that is not known."""
+        return self._offsets.get(member)
+
+    def at(self, address: int, member: str) -> int:
+        """Return the address of *member* of the structure at *address*; 0 if not known."""
+        offset = self._offsets.get(member)
+        return 0 if offset is None else address + offset
+
     def task(self) -> int:
         """Return the calling thread's task_struct."""
         block = self._ask(0, 0)
         return int(block["task"])
+
+    def scratch(self) -> int:
+        """Return the address of this CPU's value in the map *scratches*."""
+        return int(self._ask(0, 0)["self"])
 
     def _read_part(self, address: int, length: int) -> bytes | None:
         block = self._ask(address, length)

@@ -101,7 +101,8 @@ def build() -> list[Shot]:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         fcntl.ioctl(sock, _SIOCSIFFLAGS, struct.pack("16sh14x", b"lo", _IFF_UP))
     handles = _load_nft()
-    legacy = [row for row in _LEGACY if row[0] in _load_legacy()]
+    loaded = _load_legacy()
+    legacy = [row for row in _LEGACY if row[0] in loaded]
     shots = _plan(handles, legacy)
     if not shots:
         msg = "neither nft nor iptables-legacy can make a rule to calibrate with"
@@ -181,8 +182,8 @@ def _plan(handles: dict[int, int], legacy: list[tuple[str, int, str, str, int, i
     for family, _, hook, priority, _, _ in chains:
         for pf in _FAMILIES[family]:
             entries.setdefault((pf, _HOOKS[hook]), []).append(priority)
-    for pf, hook, priority in _legacy_entries(legacy):
-        entries.setdefault((pf, hook), []).append(priority)
+    for pf, number, priority in _legacy_entries(legacy):
+        entries.setdefault((pf, number), []).append(priority)
     shots = []
     for family, chain, hook, priority, port, policy_port in chains:
         for pf in _FAMILIES[family]:
@@ -193,10 +194,10 @@ def _plan(handles: dict[int, int], legacy: list[tuple[str, int, str, str, int, i
                 Shot("rule", way, *place, port, "t", chain, handles[port]),
                 Shot("policy", way, *place, policy_port, "t", chain),
             ]
-    for tool, pf, table, chain, priority, port in legacy:
+    for tool, pf, name, chain, priority, port in legacy:
         row = sorted(entries[pf, _HOOKS[chain.lower()]])
         place = (pf, _HOOKS[chain.lower()], row.index(priority), len(row))
-        shots.append(Shot("legacy", f"legacy {tool}", *place, port, table, chain))
+        shots.append(Shot("legacy", f"legacy {tool}", *place, port, name, chain))
     return shots
 
 

@@ -1,0 +1,369 @@
+"""
+Every drop of the machine: counted by kind, and where asked recorded, as it happens.
+
+Three rungs, the cheapest exact one first; none costs a packet that lives anything:
+`reason` has the kernel's reason and namespace, `hook` adds hook, table, base chain and
+nft's rule out of the saved registers, `rule` adds the legacy rule out of the counters of
+the rules that drop. A rung is proved at the start by drops of our own; where it does not
+hold, the one below stands, and `why` says so.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from bpf.layout import (
+    CONFIG,
+    DROP_COUNT,
+    DROP_KEY,
+    DROP_RECORD,
+    PLACE,
+    PLACE_KEY,
+    RULES,
+    RULES_MAX,
+    SEEN_RULES,
+    STATS,
+    Mode,
+    Site,
+    Stat,
+)
+from bpf.loader import Loaded, ObjectSpec, ProgramSpec, load
+from bpf.ring import RingReader
+from bpf.syscalls import (
+    PROG_TYPE_RAW_TRACEPOINT,
+    MapFile,
+    attach_raw_tracepoint,
+    close_all,
+    possible_cpus,
+    program_misses,
+)
+from tracer.core.drops import DropCount, Place, Rung, merge_counts, name_counts, name_place
+from tracer.errors import KernelUnsupportedError, NftraceError
+from tracer.sources.bpf_calibrate import STACK_RING_BYTES, calibrate
+from tracer.sources.bpf_config import Calibration, fill_config
+from tracer.sources.bpf_peek import Peek
+from tracer.sources.bpf_rules import (
+    OFFSETS,
+    LegacyTable,
+    cpu_offsets,
+    find_tables,
+    percpu_base,
+    read_table,
+)
+from tracer.sources.netns import Netns, entered
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    import numpy.typing as npt
+
+__all__ = ["DropLosses", "DropSource"]
+
+_PAGE = 4096
+#: 16 MB: 116,000 records, a tenth of a second at the highest rate that was measured.
+_RING_PAGES = 4096
+#: Kinds of drop at a time. 20 namespaces with 100 dropping rules each are 2,000.
+_COUNTS_MAX = 16384
+_PLACES_MAX = 4096
+#: Legacy tables whose rules are told apart; five in each of fifty namespaces.
+_TABLES_MAX = 256
+_SPEC = ObjectSpec(
+    source="drops.bpf.c+calibrate.bpf.c",
+    programs=tuple(
+        ProgramSpec(name, PROG_TYPE_RAW_TRACEPOINT)
+        for name in (
+            *("on_kfree_skb_locate", "on_kfree_skb_count"),
+            *("on_kfree_skb_sample", "on_peek"),
+        )
+    ),
+    maps=(
+        *("config", "stats", "counts", "places", "records", "rules", "seen_rules"),
+        *("scratches", "stacks", "peeked", "sampled_mark"),
+    ),
+    types=(
+        *("sk_buff", "net", "net_device", "sock", "dst_entry", "nf_hook_state"),
+        *("xt_table", "nft_chain", "nft_table"),
+    ),
+    enums=("skb_drop_reason",),
+    offsets=("sk_buff._nfct", "nft_table.family", *OFFSETS),
+    defines={
+        "NT_COUNTS_MAX": _COUNTS_MAX,
+        "NT_PLACES_MAX": _PLACES_MAX,
+        "NT_RING_PAGES": _RING_PAGES,
+        "NT_TABLES_MAX": _TABLES_MAX,
+        "NT_STACK_PAGES": STACK_RING_BYTES // _PAGE,
+    },
+)
+
+
+class DropLosses(NamedTuple):
+    """
+    What the programs could not do, in drops, since open().
+
+    *missed*: they were running on that CPU already. *uncounted*: the table of kinds was
+    full. *unrecorded*: the ring was. *unlocated*: freed by netfilter in a way that the
+    calibration does not know. *stale*: the legacy ruleset was new and not read yet.
+    """
+
+    seen: int
+    missed: int
+    uncounted: int
+    unrecorded: int
+    unlocated: int
+    stale: int
+
+
+class DropSource:
+    """
+    Counts, and on request records, of every packet that is dropped.
+
+    `open()`, then `counts()` as often as wanted. `rung` is what stands, `why` says for
+    each rung above it what was missing.
+    """
+
+    def __init__(self, namespaces: Iterable[Netns] = (), rung: Rung | None = None) -> None:
+        """
+        Take the *namespaces* whose legacy rules are to be named from the first drop on.
+
+        *rung* forces one: open() raises where it does not hold.
+        """
+        self.rung = Rung.REASON
+        self.why: dict[Rung, str] = {}
+        self.reasons: dict[int, str] = {}
+        self.calibration = Calibration()
+        self._namespaces = tuple(namespaces)
+        self._wanted = rung
+        self._loaded: Loaded | None = None
+        self._links: list[int] = []
+        self._ring: RingReader | None = None
+        self._config = np.zeros(1, CONFIG)
+        self._places: dict[tuple[int, int], Place] = {}
+        self._tables: dict[int, LegacyTable] = {}
+        self._generations: dict[int, int] = {}
+        self._settled: list[DropCount] = []
+        self._peek: Peek | None = None
+        self._cpus = possible_cpus()
+
+    def open(self) -> None:
+        """
+        Compile, calibrate, prove and attach; counting begins.
+
+        Errors: KernelUnsupportedError, KernelRefusedError; nothing is left open then.
+        """
+        try:
+            self._open()
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self) -> None:
+        self._loaded = loaded = load(_SPEC)
+        names = loaded.enums.get("skb_drop_reason", {})
+        self.reasons = {n: name.removeprefix("SKB_DROP_REASON_") for name, n in names.items()}
+        self._ring = RingReader(loaded.maps["records"], _RING_PAGES * _PAGE, DROP_RECORD)
+        self._peek = Peek(loaded)
+        if self._wanted is not Rung.REASON:
+            self._climb(loaded)
+        if self._wanted not in {None, self.rung}:
+            above = next(iter(self.why.values()), "it was not proved")
+            msg = f"the rung {self._wanted} does not hold on this kernel: {above}"
+            raise KernelUnsupportedError(msg, f"go on with --rung {self.rung}")
+        self.set_mode(Mode.COUNT)
+        for name in ("on_kfree_skb_locate", "on_kfree_skb_count"):
+            self._links.append(attach_raw_tracepoint("kfree_skb", loaded.programs[name]))
+
+    def _climb(self, loaded: Loaded) -> None:
+        try:
+            found = self.calibration = calibrate(loaded)
+        except (NftraceError, OSError) as exc:
+            self.why[Rung.HOOK] = str(exc)
+            return
+        fill_config(self._config, found)
+        if not found.layouts:
+            self.why[Rung.HOOK] = "; ".join(found.why.values())
+            return
+        self.rung = Rung.HOOK
+        if self._wanted is not Rung.HOOK:
+            self._read_rules(loaded)
+
+    def _read_rules(self, loaded: Loaded) -> None:
+        peek = self._peek
+        base = percpu_base(peek, loaded.maps["scratches"]) if peek else 0
+        if peek is None or not base or not self.calibration.legacy:
+            self.why[Rung.RULE] = "no legacy table could be made to calibrate with"
+            return
+        self._config["percpu_base"] = base
+        self._config["rules"] = 1
+        self.rung = Rung.RULE
+        for namespace in self._namespaces:
+            with entered(namespace):
+                for address in find_tables(peek, self.calibration.legacy):
+                    self._arm_table(address)
+
+    def _arm_table(self, address: int) -> None:
+        """Give the program the counters of a table's dropping rules as they stand."""
+        if self._peek is None or self._loaded is None:
+            return
+        table = read_table(self._peek, address)
+        if table is None:
+            return
+        self._tables[address] = table
+        generation = self._generations[address] = self._generations.get(address, 0) + 1
+        shown = table.rules[:RULES_MAX]
+        block = np.zeros(1, RULES)
+        block["private"], block["count"] = table.private, len(shown)
+        block["generation"] = generation
+        seen = np.zeros(self._cpus, SEEN_RULES)
+        seen["private"] = table.private
+        offsets = cpu_offsets(self._peek, int(self._config["percpu_base"][0]))
+        for index, rule in enumerate(shown):
+            block["counter"][0, index] = rule.counter
+            for cpu, offset in offsets.items():
+                address_there = (rule.counter + offset) & ((1 << 64) - 1)
+                # struct xt_counters: pcnt, bcnt
+                seen["packets"][cpu, index] = self._peek.word(address_there)
+        key = address.to_bytes(8, "little")
+        maps = self._loaded.maps
+        MapFile(maps["seen_rules"], 8, SEEN_RULES.itemsize, self._cpus).update(key, seen.tobytes())
+        MapFile(maps["rules"], 8, RULES.itemsize).update(key, block.tobytes())
+
+    def set_mode(self, mode: Mode, sample: int = 1, rules: int | None = None) -> None:
+        """
+        Choose what happens beside counting.
+
+        *sample*: with Mode.SAMPLE one drop in so many is recorded on each CPU, its
+        *weight* says so. *rules*: the legacy rule is looked for at one drop in so many.
+        """
+        self._config["mode"], self._config["sample"] = mode, sample
+        if rules is not None and self.rung is Rung.RULE:
+            self._config["rules"] = rules
+        MapFile(self._maps()["config"], 4, CONFIG.itemsize).update(bytes(4), self._config.tobytes())
+
+    def counts(self) -> list[DropCount]:
+        """Return every kind of drop since open(), most packets first."""
+        keys, counts = self._dump()
+        self._learn_places(keys)
+        rows = self._name(keys, counts)
+        stale = self._stale_tables()
+        old = np.isin(keys["place"], list(stale)) & (keys["rule"] != 0)
+        if stale:
+            rules = self._rules()
+            for address in stale:
+                self._arm_table(address)
+            # Nothing is counted under the old ruleset's indexes any more.
+            self._settle(keys[old], rules)
+        live = [row for row, is_old in zip(rows, old, strict=True) if not is_old]
+        return merge_counts([*live, *self._settled])
+
+    def _counts_map(self) -> MapFile:
+        return MapFile(self._maps()["counts"], DROP_KEY.itemsize, DROP_COUNT.itemsize, self._cpus)
+
+    def _dump(self) -> tuple[npt.NDArray[np.void], npt.NDArray[np.void]]:
+        raw_keys, raw = self._counts_map().dump(_COUNTS_MAX)
+        by_cpu = raw.view(DROP_COUNT)[:, :, 0]
+        counts = np.zeros(len(raw_keys), DROP_COUNT)
+        for name in DROP_COUNT.names or ():
+            counts[name] = by_cpu[name].sum(axis=1)
+        return raw_keys.view(DROP_KEY)[:, 0], counts
+
+    def _rules(self) -> dict[tuple[int, int], list[tuple[str, int | None]]]:
+        return {
+            (address, self._generations[address]): [(r.chain, r.number) for r in table.rules]
+            for address, table in self._tables.items()
+        }
+
+    def _name(
+        self,
+        keys: npt.NDArray[np.void],
+        counts: npt.NDArray[np.void],
+        rules: dict[tuple[int, int], list[tuple[str, int | None]]] | None = None,
+    ) -> list[DropCount]:
+        return name_counts(keys, counts, self.reasons, self._places, rules or self._rules())
+
+    def _settle(
+        self,
+        keys: npt.NDArray[np.void],
+        rules: dict[tuple[int, int], list[tuple[str, int | None]]],
+    ) -> None:
+        """Move what was counted under *keys* into rows of ours, by the *rules* of then."""
+        kinds = self._counts_map()
+        for at in range(len(keys)):
+            key = keys[at : at + 1]
+            by_cpu = np.frombuffer(kinds.lookup(key.tobytes()) or b"", DROP_COUNT)
+            total = np.zeros(1, DROP_COUNT)
+            for name in DROP_COUNT.names or ():
+                total[name] = by_cpu[name].sum()
+            kinds.delete(key.tobytes())
+            self._settled = merge_counts([*self._settled, *self._name(key, total, rules)])
+
+    def _learn_places(self, keys: npt.NDArray[np.void]) -> None:
+        places = MapFile(self._maps()["places"], PLACE_KEY.itemsize, PLACE.itemsize)
+        for key in keys:
+            name = int(key["place"]), int(key["tag"])
+            if int(key["site"]) == Site.OTHER or not name[0] or name in self._places:
+                continue
+            raw = places.lookup(np.array([name], PLACE_KEY).tobytes())
+            if raw is not None:
+                row = np.frombuffer(raw, PLACE)[0]
+                site, family = int(key["site"]), int(key["family"])
+                self._places[name] = name_place(site, family, row, self.calibration.legacy)
+
+    def _stale_tables(self) -> set[int]:
+        """Return the tables that are new to us or whose ruleset was replaced."""
+        if self.rung is not Rung.RULE or self._peek is None:
+            return set()
+        stale = set()
+        legacy = {key[0] for key, place in self._places.items() if place.engine == "legacy"}
+        for address in legacy | set(self._tables):
+            known = self._tables.get(address)
+            private = self._peek.follow(address, "xt_table.private")
+            if known is None or known.private != private:
+                stale.add(address)
+        return stale
+
+    def read(self) -> npt.NDArray[np.void]:
+        """
+        Return the records that are ready, `DROP_RECORD (n,)`, in the kernel's order.
+
+        Their *time_ns* is nanoseconds since the epoch.
+        """
+        if self._ring is None:
+            msg = "DropSource is not open"
+            raise ValueError(msg)
+        records = self._ring.read()
+        records["time_ns"] += np.uint64(time.time_ns() - time.monotonic_ns())
+        return records
+
+    def losses(self) -> DropLosses:
+        """Return what the programs saw and could not do."""
+        maps = self._maps()
+        raw = MapFile(maps["stats"], 4, STATS.itemsize, self._cpus).lookup(bytes(4)) or b""
+        counted = np.frombuffer(raw, STATS)["count"].sum(axis=0).tolist()
+        programs = self._loaded.programs if self._loaded else {}
+        return DropLosses(
+            seen=counted[Stat.SEEN],
+            missed=program_misses(programs["on_kfree_skb_count"]),
+            uncounted=counted[Stat.COUNTS_FULL],
+            unrecorded=counted[Stat.RESERVE_FAILED],
+            unlocated=counted[Stat.UNLOCATED],
+            stale=counted[Stat.STALE_RULES],
+        )
+
+    def close(self) -> None:
+        """Detach and unload everything; harmless when repeated."""
+        close_all(self._links)
+        if self._ring is not None:
+            self._ring.close()
+            self._ring = None
+        if self._loaded is not None:
+            self._loaded.close()
+            self._loaded = None
+
+    def _maps(self) -> dict[str, int]:
+        if self._loaded is None:
+            msg = "DropSource is not open"
+            raise ValueError(msg)
+        return self._loaded.maps
