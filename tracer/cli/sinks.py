@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections import Counter
 from typing import IO, TYPE_CHECKING, Protocol
 
-
 from exporters.json_lines import (
     JourneyTemplate,
     packet_format,
@@ -26,9 +25,9 @@ from tracer.core.packet_text import packet_value, render_addresses, render_tcp_f
 from tracer.pipeline import Joiner, make_journey
 
 if TYPE_CHECKING:
-    import numpy as np
     from collections.abc import Callable, Iterator
 
+    import numpy as np
     from rich.console import Console
 
     from exporters.pcapng import PcapngWriter

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
-
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from tracer.core.journey import Verdict
     from collections.abc import Mapping
+
+    from tracer.core.journey import Verdict
 
 __all__ = ["Chain", "Rule", "Ruleset", "Table"]
 

@@ -20,9 +20,9 @@ from tracer.core.iptables import ImplicitEnd, Policy, resolve_legacy
 from tracer.core.journey import Verdict
 
 if TYPE_CHECKING:
-    from tracer.core.ruleset import Chain, Rule, Ruleset
     from collections.abc import Sequence
 
+    from tracer.core.ruleset import Chain, Rule, Ruleset
     from tracer.core.trace_steps import StepTable, TraceStep
 
 __all__ = ["NO_RANK", "ResolvedStep", "StepBook"]

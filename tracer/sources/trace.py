@@ -36,6 +36,7 @@ from tracer.sources.ruleset import LegacyFingerprint, RulesetRead, read_ruleset
 
 if TYPE_CHECKING:
     from concurrent.futures import Future, ThreadPoolExecutor
+
     from tracer.core.assemble import Journeys
     from tracer.core.paths import Path
     from tracer.core.ruleset import Ruleset
