@@ -1,0 +1,137 @@
+"""
+A real `nftrace follow -o json` beside a test: started, armed, waited for, ended.
+
+    with follow("router", "--dport", "22") as run:
+        nets.send_udp("client", "10.1.0.1", 22, 7)
+        told = run.finish(7)
+    assert told.ways() == {(("filter", "INPUT", 1, "drop"),): 7}
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tests.kernel import nets
+
+if TYPE_CHECKING:
+    import subprocess
+    from collections.abc import Iterator, Sequence
+
+__all__ = ["Following", "Told", "Way", "follow", "way"]
+
+_ARM_S = 20.0
+_END_S = 30.0
+
+#: A journey in short: (table, chain, rule, verdict) of each step, rule None for a policy.
+Way = tuple[tuple[str, str, int | None, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What a follow wrote: its journeys in order, its summary, its errors, its exit status."""
+
+    journeys: list[dict[str, Any]]
+    summary: dict[str, Any]
+    status: int
+    errors: str
+
+    def ways(self) -> Counter[Way]:
+        """Count the journeys by their steps in short."""
+        return Counter(way(journey) for journey in self.journeys)
+
+    def endings(self) -> Counter[tuple[str, str | None]]:
+        """Count the journeys by (kind of ending, text of the rule that ended them)."""
+        return Counter((j["ending"]["kind"], j["ending"]["text"]) for j in self.journeys)
+
+    def to_port(self, dport: int) -> list[dict[str, Any]]:
+        """Return the journeys of packets that were first seen going to *dport*."""
+        return [j for j in self.journeys if j["packet"].get("dport") == dport]
+
+    def steps(self, chain: str) -> list[dict[str, Any]]:
+        """Return all steps in the chain, of all journeys, in order."""
+        return [step for j in self.journeys for step in j["steps"] if step["chain"] == chain]
+
+
+def way(journey: dict[str, Any]) -> Way:
+    """Return a journey in short."""
+    return tuple(
+        (step["table"], step["chain"], step["rule"], step["verdict"]) for step in journey["steps"]
+    )
+
+
+class Following:
+    """A follow that is armed. One of the ways to end it gives what it told."""
+
+    def __init__(self, process: subprocess.Popen[str], output: Path, errors: Path) -> None:
+        self.process = process
+        self._output = output
+        self._errors = errors
+
+    def count_lines(self) -> int:
+        """Return how many lines were written so far."""
+        return self._output.read_bytes().count(b"\n")
+
+    def finish(self, expected: int, *, wait_s: float = 5.0) -> Told:
+        """
+        Interrupt it once *expected* journeys were written, or after *wait_s* at the latest.
+
+        What was queued by then is told, too: a test asks for the exact number itself.
+        """
+        end = time.monotonic() + wait_s
+        while self.count_lines() < expected and time.monotonic() < end:
+            if self.process.poll() is not None:
+                break
+            time.sleep(0.005)
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGINT)
+        return self.wait()
+
+    def wait(self, timeout_s: float = _END_S) -> Told:
+        """Wait until it ends by itself (--count, --timeout)."""
+        status = self.process.wait(timeout_s)
+        lines = self._output.read_text(encoding="utf-8").splitlines()
+        errors = self._errors.read_text(encoding="utf-8")
+        assert lines, f"follow ended with status {status} and told nothing: {errors}"
+        *journeys, summary = (json.loads(line) for line in lines)
+        assert summary["schema"] == "nftrace.summary/1", summary
+        return Told(journeys, summary, status, errors)
+
+
+@contextlib.contextmanager
+def follow(ns: str, *words: str, armed_in: Sequence[str] = ()) -> Iterator[Following]:
+    """
+    Run `nftrace follow -o json WORDS` in *ns*; the block begins when it is armed.
+
+    *armed_in* are the namespaces to wait for, by default *ns*. It is killed at the
+    end of the block unless it has ended.
+    """
+    command = (sys.executable, "-m", "tracer.cli.main", "follow", "-o", "json", *words)
+    with tempfile.TemporaryDirectory(prefix="follow-") as folder:
+        output, errors = Path(folder, "stdout"), Path(folder, "stderr")
+        with (
+            output.open("wb") as out,
+            errors.open("wb") as err,
+            nets.spawn(ns, *command, stdout=out, stderr=err, cwd=nets.ROOT) as process,
+        ):
+            for name in armed_in or (ns,):
+                _wait_armed(process, name, errors)
+            yield Following(process, output, errors)
+
+
+def _wait_armed(process: subprocess.Popen[str], ns: str, errors: Path) -> None:
+    def is_armed() -> bool:
+        status = process.poll()
+        assert status is None, f"follow ended with status {status}: {errors.read_text()}"
+        tables = nets.ip_netns_exec(ns, "nft", "list", "tables").stdout
+        return f"nftrace_follow_{process.pid}" in tables
+
+    nets.wait_until(is_armed, _ARM_S, f"arming in {ns}")
