@@ -32,6 +32,8 @@ __all__ = ["Chosen", "Joiner", "choose", "make_journey"]
 #: The same packet reaches the next namespace of this host within this, or is another.
 JOIN_NS = 300_000_000
 
+_LOOPBACK = "lo"
+
 #: Packets that wait for their next namespace; the oldest is told when there are more.
 MAX_JOINING = 50_000
 
@@ -155,17 +157,17 @@ class Joiner:
     """
 
     def __init__(self, *, hold: bool) -> None:
-        """Join; with *hold* False (one namespace) nothing waits."""
+        """Join; with *hold* False (one namespace) only packets to lo wait for coming in again."""
         self._hold = hold
         self._open: OrderedDict[str, tuple[int, list[Journey]]] = OrderedDict()
 
     def add(self, journey: Journey, now_ns: int) -> Iterator[list[Journey]]:
         """Take a journey in and return the packets that are over because of it."""
-        if not self._hold:
+        known = self._open.get(journey.fingerprint)
+        if known is None and not self._hold and journey.out_device != _LOOPBACK:
             yield [journey]
             return
-        known = self._open.get(journey.fingerprint)
-        if known is not None and any(one.netns == journey.netns for one in known[1]):
+        if known is not None and not _goes_on(known[1], journey):
             # The same namespace again is another packet that looks alike.
             del self._open[journey.fingerprint]
             yield _in_order(known[1])
@@ -183,6 +185,14 @@ class Joiner:
                 return
             self._open.popitem(last=False)
             yield _in_order(journeys)
+
+
+def _goes_on(journeys: list[Journey], journey: Journey) -> bool:
+    """Tell whether the packet of *journeys* can be the one that *journey* is about."""
+    here = [one for one in journeys if one.netns == journey.netns]
+    if not here:
+        return True
+    return len(here) == 1 and (here[0].out_device, journey.in_device) == (_LOOPBACK, _LOOPBACK)
 
 
 def _in_order(journeys: list[Journey]) -> list[Journey]:

@@ -21,6 +21,7 @@ from tracer.cli.render_compact import CompactTemplate, journey_note, packet_colu
 from tracer.cli.render_packet import clock_text, peer
 from tracer.cli.render_summary import render_summary_text
 from tracer.cli.theme import symbols_for
+from tracer.core.journey import EndingKind
 from tracer.core.packet_text import packet_value, render_addresses, render_tcp_flags
 from tracer.pipeline import Joiner, make_journey
 
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
 __all__ = ["CompactSink", "JsonSink", "Names", "PcapSink", "Sink", "SummarySink", "TextSink"]
 
 _TCP, _UDP = 6, 17
+_LOOPBACK = 1  # LOOPBACK_IFINDEX, include/net/net_namespace.h
+_GOES_ON = (EndingKind.SENT, EndingKind.UNKNOWN)
 _FAMILIES = {4: "ipv4", 6: "ipv6"}
 _PORTS = ("src", "sport", "dst", "dport", "length", "ttl")
 _FIELDS = {
@@ -352,9 +355,11 @@ class SummarySink:
                 for packet in self._joiner.add(journey, journey.start_ns):
                     self._count(packet)
             return
-        self.packets += len(chosen)
         for path, count in Counter(chosen.paths).items():
-            self._builder.add_many(trace.namespace.name, path.ending, count)
+            # What goes out by lo comes in again, and ends there.
+            passing = path.oif == _LOOPBACK and path.ending.kind in _GOES_ON
+            self.packets += 0 if passing else count
+            self._builder.add_many(trace.namespace.name, path.ending, count, passing=passing)
         self._builder.add_flaws(
             incomplete=int((~chosen.complete).sum()), began_late=int((~chosen.whole).sum())
         )

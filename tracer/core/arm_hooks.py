@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from tracer.core.ruleset import Chain, Ruleset, Table
 
 __all__ = [
-    "FIRST_CHAIN",
+    "FIRST_CHAINS",
     "LAST_CHAINS",
     "LOWEST",
     "OWN_PREFIX",
@@ -25,9 +25,11 @@ __all__ = [
 #: went in front of the other would never come to rest.
 OWN_PREFIX = "nftrace_"
 
-#: The chain of each table of ours in which tracing is switched on at the first hook, and
-#: the beginning of the names of those that every packet passes when all else is behind it.
-FIRST_CHAIN = "armed"
+#: Chains of our tables at a packet's first hook: those that pick packets (a packet that
+#: is traced already shows an event there) and the one that switches tracing on. And the
+#: beginning of the names of those that a packet passes when all else is behind it; both
+#: go on with the hook's name.
+FIRST_CHAINS = ("first_", "armed")
 LAST_CHAINS = "last_"
 
 #: The lowest priority there is (an int in struct nf_hook_ops).

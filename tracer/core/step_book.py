@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tracer.core.arm_hooks import FIRST_CHAIN, LAST_CHAINS, OWN_PREFIX
+from tracer.core.arm_hooks import FIRST_CHAINS, LAST_CHAINS, OWN_PREFIX
 from tracer.core.iptables import ImplicitEnd, Policy, resolve_legacy
 from tracer.core.journey import Verdict
 
@@ -145,7 +145,10 @@ class StepBook:
         self._resolved += [self._resolve(step) for step in new]
         fresh = self._resolved[known:]
         own = [step.table.startswith(OWN_PREFIX) for step in fresh]
-        first = [mine and step.chain == FIRST_CHAIN for mine, step in zip(own, fresh, strict=True)]
+        first = [
+            mine and step.chain.startswith(FIRST_CHAINS)
+            for mine, step in zip(own, fresh, strict=True)
+        ]
         last = [
             mine and step.chain.startswith(LAST_CHAINS)
             for mine, step in zip(own, fresh, strict=True)
@@ -223,7 +226,7 @@ class StepBook:
             rule=rule,
             handle=step.handle,
             number=None if rule is None else rule.number,
-            hook=None if chain is None else chain.hook,
+            hook=_own_hook(step) if chain is None else chain.hook,
             is_base=chain is not None and chain.hook is not None,
             is_nat=verdict is Verdict.ACCEPT and rule is not None and _names_nat(rule),
             queue=code >> 16 if verdict is Verdict.QUEUE else None,
@@ -279,6 +282,13 @@ class StepBook:
             queue=_queue_number(rule) if verdict is Verdict.QUEUE else None,
             queue_bypass=rule is not None and "--queue-bypass" in rule.text,
         )
+
+
+def _own_hook(step: TraceStep) -> str | None:
+    """Return the hook of a chain of ours, which no ruleset that was read holds."""
+    name, _, hook = step.chain.partition("_")
+    is_ours = step.table.startswith(OWN_PREFIX) and f"{name}_" in ("first_", LAST_CHAINS)
+    return hook if is_ours and hook in _IP_ORDER else None
 
 
 def _agreed(

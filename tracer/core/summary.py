@@ -102,11 +102,16 @@ class SummaryBuilder:
         if packets:
             self.add_ending(journey.netns, journey.ending, packets)
 
-    def add_many(self, netns: str, ending: Ending, packets: int) -> None:
-        """Count *packets* packets of one journey each, for those who keep none as objects."""
+    def add_many(self, netns: str, ending: Ending, packets: int, *, passing: bool = False) -> None:
+        """
+        Count *packets* journeys at once, for those who keep none as objects.
+
+        With *passing* the packets did not end there, as before their last namespace.
+        """
         self._journeys += packets
-        self._packets += packets
-        self.add_ending(netns, ending, packets)
+        if not passing:
+            self._packets += packets
+            self.add_ending(netns, ending, packets)
 
     def add_flaws(self, *, incomplete: int, began_late: int) -> None:
         """Count the flaws of journeys that `add_many` counted."""
