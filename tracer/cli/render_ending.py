@@ -82,15 +82,16 @@ def ending_parts(journey: Journey, symbols: Symbols) -> list[Part]:
 
 def last_seen(journey: Journey, symbols: Symbols) -> str:
     """Return where an unknown ending was last seen."""
-    if not journey.steps:
-        return "no rule was seen"
-    step = journey.steps[-1]
+    step = journey.steps[-1] if journey.steps else None
     device = journey.out_device or journey.ending.device
-    if step.verdict is Verdict.ACCEPT and step.hook == "postrouting":
-        towards = f" towards {_safe(device, symbols)}" if device else ""
-        return f"last seen leaving postrouting{towards}"
-    if step.verdict is Verdict.ACCEPT and step.hook == "input":
-        return "last seen leaving input towards a local process"
+    if step is None or step.verdict is Verdict.ACCEPT:
+        if journey.ending.hook == "postrouting":
+            towards = f" towards {_safe(device, symbols)}" if device else ""
+            return f"last seen leaving postrouting{towards}"
+        if journey.ending.hook == "input":
+            return "last seen leaving input towards a local process"
+    if step is None:
+        return "no rule was seen"
     table = table_text(step.family, _safe(step.table, symbols))
     rule = "policy" if step.rule is None else f"rule {step.rule}"
     return f"last seen in {table} {_safe(step.chain, symbols)}, {rule}"
