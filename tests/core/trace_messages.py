@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 Said = int | bytes | None
 
 FIXTURES = Path(__file__).parent / "fixtures"
-RECORDINGS = ("nft_drops", "nft_router", "legacy_drops", "mixed", "loopback")
+RECORDINGS = (
+    *("nft_drops", "nft_router", "legacy_drops", "mixed", "loopback"),
+    *("linux-6.1", "linux-6.12", "linux-6.18"),
+)
 
 
 def recorded(name: str) -> list[bytes]:

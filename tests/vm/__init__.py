@@ -1,0 +1,1 @@
+"""Tests on other kernels than this machine's, and what starts those."""
