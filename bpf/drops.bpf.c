@@ -51,6 +51,7 @@ struct nt_scratch {
 	u64 moved;
 	u32 length;
 	u32 sampled;
+	u16 protocol;
 };
 
 BPF_PERCPU_ARRAY(located, struct nt_located, 1);
@@ -255,13 +256,14 @@ NT_INLINE void nt_fill_record(struct nt_drop_record *record,
 		nt_read(&record->ifindex, &t->dev->ifindex);
 	nt_read(&record->iif, &skb->skb_iif);
 	nt_read(&record->mark, &skb->mark);
-	nt_read(&record->protocol, &skb->protocol);
-	record->protocol = nt_swap16(record->protocol);
+	record->protocol = nt_swap16(t->protocol);
 #ifdef NT_OFFSET_SK_BUFF__NFCT
 	nt_read(&ct, &skb->_nfct);
 	if (ct)
 		record->ct = (ct & 7) + 1; /* NFCT_INFOMASK */
 #endif
+	if (record->protocol != NT_ETH_IPV4 && record->protocol != NT_ETH_IPV6)
+		return;
 	nt_read(&head, &skb->head);
 	nt_read(&header, &skb->network_header);
 	nt_read(&tail, &skb->tail);
@@ -293,6 +295,11 @@ int on_kfree_skb_count(struct bpf_raw_tracepoint_args *ctx)
 		return 0; /* the end of a packet that arrived */
 #endif
 #endif
+	nt_read(&t->dev, &skb->dev);
+	t->protocol = 0;
+	nt_read(&t->protocol, &skb->protocol);
+	if (!t->dev && !t->protocol)
+		return 0; /* no packet: a message of netlink or of a unix socket */
 	st->count[NT_STAT_SEEN]++;
 	t->key.site = nt_site(cfg, ctx->args[1]);
 	t->key.place = t->key.site == NT_SITE_OTHER ? ctx->args[1] : 0;
@@ -307,7 +314,6 @@ int on_kfree_skb_count(struct bpf_raw_tracepoint_args *ctx)
 	else if (cfg->locate & 1 << t->key.site)
 		st->count[NT_STAT_UNLOCATED]++;
 	at->skb = 0; /* its address may be another packet's next */
-	nt_read(&t->dev, &skb->dev);
 	if (!t->net)
 		t->net = nt_skb_net(skb, t->dev);
 	t->key.netns = nt_net_inode(t->net);

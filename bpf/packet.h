@@ -6,6 +6,9 @@
 #include "kernel.h"
 #include "records.h"
 
+#define NT_ETH_IPV4 0x0800
+#define NT_ETH_IPV6 0x86dd
+
 NT_INLINE __u16 nt_swap16(__u16 value)
 {
 	return __builtin_bswap16(value);

@@ -75,6 +75,11 @@ class DropCount:
     certain: bool = True
     location: int | None = None
 
+    @property
+    def kind_only(self) -> DropCount:
+        """The same kind with no packets in it: what two counts of it have in common."""
+        return replace(self, packets=0, octets=0)
+
 
 def hook_name(number: int, family: int) -> str | None:
     """Return the word for a hook's number in a family (NFPROTO); None if there is none."""
@@ -125,7 +130,7 @@ def merge_counts(rows: Iterable[DropCount]) -> list[DropCount]:
     """Add up rows of the same kind; the result has most packets first."""
     totals: dict[DropCount, tuple[int, int]] = {}
     for row in rows:
-        kind = replace(row, packets=0, octets=0)
+        kind = row.kind_only
         packets, octets = totals.get(kind, (0, 0))
         totals[kind] = packets + row.packets, octets + row.octets
     merged = [replace(kind, packets=p, octets=o) for kind, (p, o) in totals.items()]

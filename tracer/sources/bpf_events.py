@@ -30,7 +30,7 @@ from bpf.syscalls import (
 )
 from tracer.core.drop_events import decode_skb_events
 from tracer.core.drop_flows import fill_matches
-from tracer.errors import KernelUnsupportedError
+from tracer.errors import KernelRefusedError, KernelUnsupportedError
 from tracer.sources.netns import Netns, entered
 
 if TYPE_CHECKING:
@@ -134,7 +134,8 @@ class SkbEvents:
 
     def _link(self, program: int) -> None:
         for namespace in self.namespaces:
-            with entered(namespace):
+            # KernelRefusedError: it is gone by now, and nothing is delivered there.
+            with contextlib.suppress(KernelRefusedError), entered(namespace):
                 for family in _FAMILIES:
                     link = attach_netfilter(program, family, _LOCAL_IN, _LAST_PRIORITY)
                     self._descriptors.append(link)

@@ -10,6 +10,7 @@ hold, the one below stands, and `why` says so.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -41,7 +42,7 @@ from bpf.syscalls import (
     program_misses,
 )
 from tracer.core.drops import DropCount, Place, Rung, merge_counts, name_counts, name_place
-from tracer.errors import KernelUnsupportedError, NftraceError
+from tracer.errors import KernelRefusedError, KernelUnsupportedError, NftraceError
 from tracer.sources.bpf_calibrate import STACK_RING_BYTES, calibrate
 from tracer.sources.bpf_config import Calibration, fill_config
 from tracer.sources.bpf_peek import Peek
@@ -172,6 +173,7 @@ class DropSource:
             msg = f"the rung {self._wanted} does not hold on this kernel: {above}"
             raise KernelUnsupportedError(msg, f"go on with --rung {self.rung}")
         self.set_mode(Mode.COUNT)
+        self._stats().update(bytes(4), bytes(STATS.itemsize * self._cpus))
         for name in ("on_kfree_skb_locate", "on_kfree_skb_count"):
             self._links.append(attach_raw_tracepoint("kfree_skb", loaded.programs[name]))
 
@@ -199,7 +201,8 @@ class DropSource:
         self._config["rules"] = 1
         self.rung = Rung.RULE
         for namespace in self._namespaces:
-            with entered(namespace):
+            # One that is gone by now has no drops to name.
+            with contextlib.suppress(KernelRefusedError), entered(namespace):
                 for address in find_tables(peek, self.calibration.legacy):
                     self._arm_table(address)
 
@@ -257,6 +260,9 @@ class DropSource:
             self._settle(keys[old], rules)
         live = [row for row, is_old in zip(rows, old, strict=True) if not is_old]
         return merge_counts([*live, *self._settled])
+
+    def _stats(self) -> MapFile:
+        return MapFile(self._maps()["stats"], 4, STATS.itemsize, self._cpus)
 
     def _counts_map(self) -> MapFile:
         return MapFile(self._maps()["counts"], DROP_KEY.itemsize, DROP_COUNT.itemsize, self._cpus)
@@ -337,10 +343,22 @@ class DropSource:
         records["time_ns"] += np.uint64(time.time_ns() - time.monotonic_ns())
         return records
 
+    def kinds_of(
+        self, records: npt.NDArray[np.void]
+    ) -> tuple[list[DropCount], npt.NDArray[np.intp]]:
+        """
+        Name the kinds that *records* are of, and say which record is of which.
+
+        Shape: the kinds are those of counts() with no packets in them; second, an index
+        into them `(n,)`. A record older than a change of its legacy table has no rule.
+        """
+        keys, inverse = np.unique(np.ascontiguousarray(records["key"]), return_inverse=True)
+        self._learn_places(keys)
+        return self._name(keys, np.zeros(len(keys), DROP_COUNT)), inverse
+
     def losses(self) -> DropLosses:
         """Return what the programs saw and could not do."""
-        maps = self._maps()
-        raw = MapFile(maps["stats"], 4, STATS.itemsize, self._cpus).lookup(bytes(4)) or b""
+        raw = self._stats().lookup(bytes(4)) or b""
         counted = np.frombuffer(raw, STATS)["count"].sum(axis=0).tolist()
         programs = self._loaded.programs if self._loaded else {}
         return DropLosses(
