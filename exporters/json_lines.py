@@ -169,7 +169,8 @@ class JourneyTemplate:
         self._host = (
             f'"host":{render_text(journey.host)},"netns":{render_text(journey.netns)},"start":"'
         )
-        self._clock = f'","clock":{render_text(journey.clock)},"duration_us":null,"packet":'
+        self._until = f'","clock":{render_text(journey.clock)},"duration_us":'
+        self._clock = f'{self._until}null,"packet":'
         out = journey.out_device or journey.ending.device
         steps = ",".join(map(_render_step, journey.steps))
         self._path = (
@@ -182,6 +183,8 @@ class JourneyTemplate:
         """
         Return the line, without its end, of a journey that nothing is missing from.
 
+        Its duration is not known.
+
         *journey_id* and *fingerprint* need no escapes; *start* is what `render_start`, *packet*
         what `render_packet` or a `packet_format` gives.
         """
@@ -190,7 +193,7 @@ class JourneyTemplate:
             f"{self._host}{start}{self._clock}{packet}{self._end}"
         )
 
-    def line_with_hole(  # noqa: PLR0913 - `line` and the three words about what is missing
+    def line_in_full(  # noqa: PLR0913 - `line` and what is seldom to be said
         self,
         journey_id: str,
         fingerprint: str,
@@ -200,16 +203,20 @@ class JourneyTemplate:
         complete: bool,
         lost: int,
         whole: bool,
+        duration_us: int | None = None,
     ) -> str:
-        """Return the line of a journey that may have a hole or began late."""
+        """Return the line of a journey that may have a hole, began late or has a duration."""
         end = f'{_bool(complete)},"lost":{lost},"whole":{_bool(whole)}}}'
-        line = self.line(journey_id, fingerprint, start, packet)
-        return f"{line[: -len(self._end)]}{self._path}{end}"
+        return (
+            f'{{"schema":"nftrace.journey/1","id":"{journey_id}","fingerprint":"{fingerprint}",'
+            f'{self._host}{start}{self._until}{_number(duration_us)},"packet":{packet}'
+            f"{self._path}{end}"
+        )
 
 
 def render_journey(journey: Journey) -> str:
     """Return the journey as a line of `nftrace.journey/1`, without its end."""
-    return JourneyTemplate(journey).line_with_hole(
+    return JourneyTemplate(journey).line_in_full(
         render_text(journey.id)[1:-1],
         render_text(journey.fingerprint)[1:-1],
         render_start(journey.start_ns),
@@ -217,6 +224,7 @@ def render_journey(journey: Journey) -> str:
         complete=journey.complete,
         lost=journey.lost,
         whole=journey.whole,
+        duration_us=journey.duration_us,
     )
 
 

@@ -44,7 +44,8 @@ class Chosen:
     Journeys that the filter means, row by row.
 
     *packets* is `PACKET (m,)`, the headers as first seen; *paths* has m entries and the
-    columns m rows, as in `tracer.core.assemble.Journeys`.
+    columns m rows, as in `tracer.core.assemble.Journeys`. *lasted_us* is microseconds to
+    the end, -1 where not observed; None where no end was looked for.
     """
 
     packets: npt.NDArray[np.void]
@@ -53,6 +54,7 @@ class Chosen:
     lost: npt.NDArray[np.int64]
     complete: npt.NDArray[np.bool_]
     whole: npt.NDArray[np.bool_]
+    lasted_us: npt.NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -67,6 +69,7 @@ class Chosen:
             self.lost[rows],
             self.complete[rows],
             self.whole[rows],
+            None if self.lasted_us is None else self.lasted_us[rows],
         )
 
 
@@ -131,6 +134,7 @@ def make_journey(  # noqa: PLR0913 - what only the caller knows of a row
 ) -> Journey:
     """Return one row as a value."""
     packet, path = chosen.packets[row], chosen.paths[row]
+    lasted = -1 if chosen.lasted_us is None else int(chosen.lasted_us[row])
     return Journey(
         id=journey_id,
         fingerprint=f"{int(packet['fingerprint']):016x}",
@@ -145,6 +149,8 @@ def make_journey(  # noqa: PLR0913 - what only the caller knows of a row
         complete=bool(chosen.complete[row]),
         lost=int(chosen.lost[row]),
         whole=bool(chosen.whole[row]),
+        clock=path.clock,
+        duration_us=None if lasted < 0 else lasted,
     )
 
 

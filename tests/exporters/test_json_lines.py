@@ -92,7 +92,7 @@ def test_template_gives_the_same_line() -> None:
 
     assert render_journey(other) == template.line(other.id, other.fingerprint, start, packet)
     hole = replace(other, complete=False, lost=3, whole=False)
-    assert render_journey(hole) == template.line_with_hole(
+    assert render_journey(hole) == template.line_in_full(
         other.id, other.fingerprint, start, packet, complete=False, lost=3, whole=False
     )
 

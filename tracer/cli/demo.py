@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from tracer.cli.follow import build_summary, new_names
+from tracer.cli.follow import build_summary, new_names, note_ends
 from tracer.cli.render import JourneyPrinter
 from tracer.cli.run import FollowRun
 from tracer.cli.sinks import SummarySink, TextSink
@@ -101,6 +101,7 @@ class _DemoFollower:
     def finish(self) -> Sequence[Journey]:
         with self._stack:
             self._run.drain()
+            note_ends(self._session, self._run, self._builder)
             summary = build_summary(self._session, self._builder, self._reason)
             self._text.finish(summary)
         return self._kept.journeys

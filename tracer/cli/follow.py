@@ -22,6 +22,7 @@ from tracer.cli.sinks import CompactSink, JsonSink, Names, PcapSink, SummarySink
 from tracer.cli.theme import make_console
 from tracer.core.summary import SummaryBuilder
 from tracer.errors import KernelRefusedError, OutputError, UsageError
+from tracer.settle import MAX_RATE
 from tracer.sources.follow import Follow, FollowOptions
 from tracer.sources.nf_log import repair
 from tracer.sources.trace_socket import DEFAULT_BUFFER
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from tracer.cli.sinks import Sink
     from tracer.core.summary import Summary
 
-__all__ = ["build_summary", "follow", "new_names"]
+__all__ = ["build_summary", "follow", "new_names", "note_ends"]
 
 _INTERRUPTED = 130
 
@@ -73,6 +74,12 @@ _INTERRUPTED = 130
     metavar="MB",
     help=f"the trace socket's buffer (default: {DEFAULT_BUFFER >> 20})",
 )
+@click.option(
+    "--ends",
+    type=click.Choice(["auto", "off"]),
+    default="auto",
+    help="see by eBPF what becomes of packets after their last rule (default: auto)",
+)
 def follow(**words: Any) -> int:  # noqa: ANN401 - click hands over what its options say
     """Tell each matching packet's way through netfilter, live: every rule, and its end."""
     wanted = read_filter(words)
@@ -82,7 +89,13 @@ def follow(**words: Any) -> int:  # noqa: ANN401 - click hands over what its opt
     namespaces = namespaces_of(words["netns"])
     for line in repair():
         click.echo(f"repaired after an earlier run: {line}", err=True)
-    options = FollowOptions(wanted, words["both"], words["rate"], words["buffer_mb"] << 20)
+    options = FollowOptions(
+        wanted,
+        words["both"],
+        words["rate"],
+        words["buffer_mb"] << 20,
+        ends=words["ends"] == "auto",
+    )
     with ExitStack() as stack:
         interrupts = stack.enter_context(Interrupts())
         console = make_console(words["color"], file=sys.stdout)
@@ -100,6 +113,7 @@ def follow(**words: Any) -> int:  # noqa: ANN401 - click hands over what its opt
         )
         reason = run.turn(_until(interrupts, words["timeout"]))
         run.drain()
+        note_ends(session, run, builder)
         summary = build_summary(session, builder, reason)
         for sink in sinks:
             sink.finish(summary)
@@ -130,6 +144,16 @@ def build_summary(session: Follow, builder: SummaryBuilder, reason: str) -> Summ
         malformed=sum(trace.malformed for trace in session.traces),
         reason=reason,
     )
+
+
+def note_ends(session: Follow, run: FollowRun, builder: SummaryBuilder) -> None:
+    """Note in the summary which ends were not seen, and why."""
+    if session.ends is not None and (lost := session.ends.lost()):
+        builder.note(f"{lost} end events lost: some ends were not observed")
+    if run.skipped_ends:
+        builder.note(
+            f"{run.skipped_ends} ends not looked for: more than {MAX_RATE} packets a second"
+        )
 
 
 def _until(interrupts: Interrupts, timeout_s: float | None) -> Callable[[], str | None]:

@@ -12,6 +12,7 @@ import time
 from typing import TYPE_CHECKING
 
 from tracer.pipeline import choose
+from tracer.settle import Settler
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
     from tracer.cli.sinks import Sink, SummarySink
     from tracer.core.filters import Filter
+    from tracer.pipeline import Chosen
     from tracer.sources.follow import Follow
     from tracer.sources.trace import NamespaceTrace, Told
 
@@ -81,6 +83,9 @@ class FollowRun:
         self._both = both
         self._count = count
         self._shown = 0
+        self._settler: Settler[NamespaceTrace] | None = None
+        if follow.ends is not None and follow.ends.is_open:
+            self._settler = Settler(follow.ends)
         self._selector = selectors.DefaultSelector()
         for trace in follow.traces:
             self._selector.register(trace.socket, selectors.EVENT_READ, trace)
@@ -93,10 +98,12 @@ class FollowRun:
                 return reason
             if self._count is not None and self._summary.packets >= self._count:
                 return "count reached"
-            ready = self._selector.select(_TICK_S)
+            ready = self._selector.select(_PAUSE_S if self._is_waiting else _TICK_S)
+            now_ns = time.time_ns()
             largest = max((self._read(key.data) for key, _ in ready), default=0)
             for trace in self._follow.traces:
                 self._take(trace.advance())
+            self._settle(now_ns)
             self._idle(time.time_ns())
             if ready and largest < _LARGE_BATCH:
                 time.sleep(_PAUSE_S)
@@ -104,6 +111,10 @@ class FollowRun:
     def drain(self) -> None:
         """Disarm, and show what is still queued and open."""
         self._take(list(self._follow.drain()))
+        self._settle(time.time_ns())
+        while self._is_waiting:
+            time.sleep(_PAUSE_S)
+            self._settle(time.time_ns())
         self._idle(None)
         self._selector.close()
 
@@ -125,12 +136,33 @@ class FollowRun:
                 both=self._both,
                 device=one.trace.device,
             )
-            if self._count is not None:
-                chosen = chosen.head(max(self._count - self._summary.packets, 0))
-            if len(chosen):
-                for sink in self._sinks:
-                    sink.show(one.trace, chosen, self._shown)
-                self._shown += len(chosen)
+            if self._settler is None:
+                self._show(one.trace, chosen)
+            elif len(chosen):
+                trace = one.trace
+                self._settler.add(trace, trace.namespace.inode, trace.device, chosen)
+
+    @property
+    def _is_waiting(self) -> bool:
+        return self._settler is not None and self._settler.waiting > 0
+
+    @property
+    def skipped_ends(self) -> int:
+        """How many journeys' ends were not looked for, because there were too many."""
+        return 0 if self._settler is None else self._settler.skipped
+
+    def _settle(self, now_ns: int) -> None:
+        if self._settler is not None:
+            for trace, chosen in self._settler.take(now_ns):
+                self._show(trace, chosen)
+
+    def _show(self, trace: NamespaceTrace, chosen: Chosen) -> None:
+        if self._count is not None:
+            chosen = chosen.head(max(self._count - self._summary.packets, 0))
+        if len(chosen):
+            for sink in self._sinks:
+                sink.show(trace, chosen, self._shown)
+            self._shown += len(chosen)
 
     def _idle(self, now_ns: int | None) -> None:
         for sink in self._sinks:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     import numpy as np
+    import numpy.typing as npt
     from rich.console import Console
 
     from exporters.pcapng import PcapngWriter
@@ -145,7 +146,10 @@ class JsonSink:
         """Write the rows."""
         lines = []
         fingerprints = chosen.packets["fingerprint"].tolist()
+        lasted = chosen.lasted_us
         special = ~chosen.complete | ~chosen.whole
+        if lasted is not None:
+            special |= lasted >= 0
         starts = _cached(render_start, chosen.started_ns)
         rows = zip(
             _columns(chosen),
@@ -167,11 +171,12 @@ class JsonSink:
             identity = (f"{run}{first_id + row:08x}", f"{fingerprint:016x}", start, packet)
             if odd:
                 lines.append(
-                    template.line_with_hole(
+                    template.line_in_full(
                         *identity,
                         complete=bool(chosen.complete[row]),
                         lost=int(chosen.lost[row]),
                         whole=bool(chosen.whole[row]),
+                        duration_us=_duration(lasted, row),
                     )
                 )
             else:
@@ -194,6 +199,12 @@ class JsonSink:
         template = JourneyTemplate(self.names.journey(trace, chosen, row, number))
         self._templates[chosen.paths[row]] = template
         return template
+
+
+def _duration(lasted_us: npt.NDArray[np.int64] | None, row: int) -> int | None:
+    if lasted_us is None or lasted_us[row] < 0:
+        return None
+    return int(lasted_us[row])
 
 
 def _json_packet(columns: tuple[int, int, str, int, str, int, int, int, int, int, int]) -> str:

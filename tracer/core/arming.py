@@ -33,6 +33,7 @@ from tracer.core.arm_learning import (
     render_flow_sets,
     render_learning,
 )
+from tracer.core.end_filters import headers_behind
 from tracer.core.matches import (
     MAX_RULES,
     View,
@@ -76,7 +77,8 @@ class ArmingPlan:
     name), with the flag owner, so that they end with the context that loads them.
     *over_limit_counters* are (family, table, counter): together how many matching
     packets were not traced because of the rate limit; empty where there is none.
-    *notes* are sentences for the user.
+    *called* are the headers that followed packets have at any hook, the filter's first;
+    empty unless asked for. *notes* are sentences for the user.
     """
 
     table: str
@@ -84,6 +86,7 @@ class ArmingPlan:
     tables: tuple[tuple[str, str], ...]
     over_limit_counters: tuple[tuple[str, str, str], ...]
     notes: tuple[str, ...]
+    called: tuple[Headers, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +109,7 @@ def plan_arming(  # noqa: PLR0913  # each is one thing that only the caller know
     both: bool,
     rate: int | None,
     devices: tuple[str, ...],
+    with_ends: bool = False,
 ) -> ArmingPlan:
     """
     Plan how to trace the packets that meet *wanted* at any hook, from their first hook on.
@@ -113,7 +117,8 @@ def plan_arming(  # noqa: PLR0913  # each is one thing that only the caller know
     Shape: *nat_json* maps (family, name) of native nat tables to what `nft -j list table`
     prints, as `RulesetRead` has it; *devices* are the names of the devices that exist;
     *table* begins with `nftrace_`. *both*: the replies too. Units: *rate* is
-    packets a second for each table, None for all. Errors: none; what cannot be had is in
+    packets a second for each table, None for all. *with_ends*: say
+    what packets are called behind NAT, too. Errors: none; what cannot be had is in
     the notes.
 
     More packets are traced than are meant where a rule matches on what is not known at
@@ -122,6 +127,7 @@ def plan_arming(  # noqa: PLR0913  # each is one thing that only the caller know
     request = _Request(table, ruleset, both, rate)
     scripts, tables, notes = [], [], {}
     mapped: dict[int, list[Headers]] = {}
+    called: list[Headers] = []
     nft_objects = [each for text in nat_json.values() for each in _read_objects(text)]
     for version in _list_versions(wanted):
         filters = _list_filters(wanted, version, both=both)
@@ -130,6 +136,8 @@ def plan_arming(  # noqa: PLR0913  # each is one thing that only the caller know
         chains = read_nat_chains(ruleset, nft_objects, version)
         found = [map_filter(box, chains, addresses) for box in filters]
         mapped[version] = [box for each in found for box in each.boxes]
+        if with_ends:
+            called += [*filters, *headers_behind(filters, chains, addresses), *mapped[version]]
         wanting = split_wanted(mapped[version])
         notes.update(
             dict.fromkeys(_describe(found[0], wanting, is_cut=any(each.is_cut for each in found)))
@@ -150,6 +158,7 @@ def plan_arming(  # noqa: PLR0913  # each is one thing that only the caller know
         tuple(tables),
         () if rate is None else tuple((*each, "over_limit") for each in tables),
         tuple(notes),
+        tuple(called),
     )
 
 

@@ -133,7 +133,8 @@ class Journey:
     One packet's pass through one namespace.
 
     *start_ns* is nanoseconds since the epoch, UTC, by the clock that *clock* names:
-    kernel (stamped there) or received (when its first event was read).
+    kernel (stamped there) or received (when its first event was read). *duration_us* is
+    from there to its end, None where one of them was not observed.
     *fingerprint* hashes what NAT leaves alone, so that the same packet has the same
     one in the next namespace. *in_device* and *out_device* are device names or None.
     *lost* counts the events that the socket lost while this journey was open;
@@ -156,3 +157,4 @@ class Journey:
     complete: bool = True
     lost: int = 0
     whole: bool = True
+    duration_us: int | None = None

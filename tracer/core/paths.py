@@ -41,7 +41,8 @@ class Path:
     """
     One way through a namespace.
 
-    *iif* and *oif* are interface indexes, 0 for none. Two packets of one way have the
+    *iif* and *oif* are interface indexes, 0 for none. *clock* says whose times its
+    journeys have, as `Journey.clock`. Two packets of one way have the
     same `Path` object, within one version of the ruleset and until the book is emptied.
     """
 
@@ -49,6 +50,7 @@ class Path:
     ending: Ending
     iif: int
     oif: int
+    clock: str = "received"
 
 
 class PathBook:

@@ -20,6 +20,7 @@ from tracer.core.nat_map import LocalAddresses
 from tracer.errors import KernelUnsupportedError
 from tracer.sources.addresses import read_addresses
 from tracer.sources.arming import Armed
+from tracer.sources.ends import EndWatch
 from tracer.sources.netns import Netns, entered
 from tracer.sources.nf_log import NfLogSwitch
 from tracer.sources.ruleset import read_ruleset
@@ -49,21 +50,24 @@ class FollowOptions:
 
     *rate* is packets a second for each namespace, 0 for no limit, None for the default:
     no limit where the filter narrows what is traced, else `RATE_UNFILTERED`.
-    *buffer_bytes* is each socket's buffer.
+    *buffer_bytes* is each socket's buffer. *ends*: see what becomes of packets after their
+    last rule, where the kernel lets us.
     """
 
     wanted: Filter
     both: bool
     rate: int | None
     buffer_bytes: int
+    ends: bool = True
 
 
 class Follow:
     """
     The traces of several namespaces; a context manager that undoes all it did.
 
-    *notes* say what cannot be seen. After the block `resisted` has a line, with the
-    command that helps, for each thing that could not be put back.
+    *notes* say what cannot be seen. *ends* is None where nobody asked for them. After the
+    block `resisted` has a line, with the command that helps, for each thing that could not
+    be put back.
     """
 
     def __init__(self, namespaces: Sequence[Netns], options: FollowOptions) -> None:
@@ -76,15 +80,21 @@ class Follow:
         self.notes: list[str] = []
         self.resisted: list[str] = []
         self.over_limit: int | None = 0
+        self.ends: EndWatch | None = EndWatch(namespaces) if options.ends else None
 
     def __enter__(self) -> Self:
         """Read, listen, arm: one namespace after the other."""
         try:
             pool = self._stack.enter_context(ThreadPoolExecutor(2, "ruleset"))
             self._stack.callback(self._restore)
+            if self.ends is not None:
+                self._stack.callback(self.ends.close)
+                self.ends.start(pool)
             for namespace in self._namespaces:
                 with entered(namespace):
                     self._open(namespace, pool)
+            if self.ends is not None and self.ends.note is not None:
+                self.notes.append(self.ends.note)
         except BaseException:
             self._stack.close()
             raise
@@ -140,7 +150,10 @@ class Follow:
             both=self._options.both,
             rate=self._rate(),
             devices=tuple(name for _, name in if_nameindex()),
+            with_ends=self.ends is not None,
         )
+        if self.ends is not None:
+            self.ends.arm(plan.called)
         self._armed.append(Armed(namespace, plan))
         prefix = f"netns {namespace.name}: " if len(self._namespaces) > 1 else ""
         self.notes += [prefix + note for note in plan.notes]

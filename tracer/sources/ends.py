@@ -1,0 +1,122 @@
+"""
+Watching what becomes of followed packets, where this kernel allows it.
+
+Loading takes as long as reading a ruleset, and is done beside it. A host that cannot do it
+is followed all the same: `note` says what is not seen then.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from bpf.layout import MATCHES_MAX
+from tracer.core.drop_events import SKB_EVENT
+from tracer.core.end_filters import make_filters
+from tracer.errors import NftraceError
+from tracer.sources.bpf_events import SkbEvents
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+    from concurrent.futures import Executor, Future
+
+    import numpy.typing as npt
+
+    from tracer.core.filters import Filter
+    from tracer.core.nat_headers import Headers
+    from tracer.sources.netns import Netns
+
+__all__ = ["EndWatch"]
+
+_NOTHING = np.zeros(0, SKB_EVENT)
+
+
+class EndWatch:
+    """
+    The ends of followed packets in some namespaces.
+
+    `start()`, then `arm()` as often as there is more to watch, then `read()`. *note* is
+    None, or says what cannot be seen.
+    """
+
+    def __init__(self, namespaces: Sequence[Netns]) -> None:
+        self.note: str | None = None
+        self._events = SkbEvents(namespaces)
+        self._loading: Future[None] | None = None
+        self._is_open = False
+        self._boxes: list[Headers] = []
+        self._filters: tuple[Filter, ...] = ()
+        self._lost = 0
+
+    def start(self, pool: Executor) -> None:
+        """Begin to load, in a thread of *pool*."""
+        self._loading = pool.submit(self._events.open)
+
+    def arm(self, boxes: Iterable[Headers]) -> None:
+        """
+        Watch the packets of *boxes* as well, from now on.
+
+        Waits until loading is over. Does not raise where ends cannot be watched.
+        """
+        self._wait()
+        if not self._is_open:
+            return
+        self._boxes += boxes
+        made = make_filters(self._boxes, MATCHES_MAX)
+        self._filters = made.filters
+        if made.is_cut:
+            self.note = "ends are not seen of packets that some of the NAT rules rename"
+        self._events.arm(self._filters)
+
+    @property
+    def reasons(self) -> Mapping[int, str]:
+        """The kernel's drop reasons by number."""
+        return self._events.reasons
+
+    @property
+    def is_open(self) -> bool:
+        """Whether ends are watched."""
+        return self._is_open
+
+    def read(self) -> npt.NDArray[np.void]:
+        """Return the events that are ready, `SKB_EVENT (n,)`."""
+        return self._events.read() if self._is_open else _NOTHING
+
+    def pause(self) -> None:
+        """Let the kernel tell nothing for now."""
+        if self._is_open:
+            self._events.arm(())
+
+    def resume(self) -> None:
+        """Let it tell again; what was told before the pause is passed over."""
+        if self._is_open:
+            self._events.read()
+            self._events.arm(self._filters)
+
+    def lost(self) -> int:
+        """Return how many events were lost for want of room, also after close()."""
+        if self._is_open:
+            self._lost = self._events.loss().lost
+        return self._lost
+
+    def close(self) -> None:
+        """Detach everything; harmless when repeated."""
+        self._wait()
+        self.lost()
+        self._is_open = False
+        self._events.close()
+
+    def _wait(self) -> None:
+        loading, self._loading = self._loading, None
+        if loading is None:
+            return
+        try:
+            loading.result()
+        except NftraceError as exc:
+            # Nothing of it is open then; the remedy is `nftrace check`'s to give.
+            self.note = f"what becomes of packets after their last rule is not seen: {exc}"
+            return
+        self._is_open = True
+        if not self._events.sees_delivery:
+            self.note = "delivery to local sockets is not seen: that needs Linux 6.4"
