@@ -163,7 +163,7 @@ ENDINGS = [
     (Ending(EndingKind.SENT, device="eth0"), "✓ sent out eth0"),
     (Ending(EndingKind.DELIVERED), "✓ delivered in vr2"),
     (
-        Ending(EndingKind.UNKNOWN, reason="not observed"),
+        Ending(EndingKind.UNKNOWN, hook="postrouting", reason="not observed"),
         "? last seen leaving postrouting towards eth1 (what became of it then was not observed)",
     ),
     (
