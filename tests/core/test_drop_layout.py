@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tracer.core.drop_layout import Drop, Layout, solve
@@ -33,6 +33,7 @@ def _drop(way: str, at: int, seed: int, shift: int = 0, handle: int | None = Non
     return Drop(way, at, count, hook, 2, handle, _LOCATION, words, targets)
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(st.lists(st.integers(0, 1 << 30), min_size=5, max_size=9, unique=True))
 def test_the_true_words_are_found_in_noise(seeds: list[int]) -> None:
     """Location, state, index and entries, whatever else lies on the stack."""
@@ -42,6 +43,7 @@ def test_the_true_words_are_found_in_noise(seeds: list[int]) -> None:
     assert {"legacy": Layout(location=21, state=53, index=54, entries=55)} == found
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(st.lists(st.integers(0, 1 << 30), min_size=8, max_size=8, unique=True))
 def test_each_way_has_its_own_caller(seeds: list[int]) -> None:
     """Two hook functions with frames of two sizes each get their word."""
