@@ -10,6 +10,7 @@ import click
 from tracer import __version__
 from tracer.cli.check import check
 from tracer.cli.demo import demo
+from tracer.cli.drops import drops
 from tracer.cli.follow import follow
 from tracer.errors import NftraceError, OutputError
 
@@ -25,6 +26,7 @@ def cli() -> None:
     """Tell where a packet died, which rule killed it, and since when."""
 
 
+cli.add_command(drops)
 cli.add_command(follow)
 cli.add_command(check)
 cli.add_command(demo)
