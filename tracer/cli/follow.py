@@ -95,6 +95,7 @@ def follow(**words: Any) -> int:  # noqa: ANN401 - click hands over what its opt
         words["rate"],
         words["buffer_mb"] << 20,
         ends=words["ends"] == "auto",
+        skip_refused="all" in words["netns"],
     )
     with ExitStack() as stack:
         interrupts = stack.enter_context(Interrupts())

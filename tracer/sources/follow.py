@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING
 from tracer.core.arm_hooks import OWN_PREFIX
 from tracer.core.arming import plan_arming
 from tracer.core.nat_map import LocalAddresses
-from tracer.errors import KernelUnsupportedError
+from tracer.errors import KernelUnsupportedError, NftraceError
 from tracer.sources.addresses import read_addresses
 from tracer.sources.arming import Armed
 from tracer.sources.ends import EndWatch
 from tracer.sources.netns import Netns, entered
 from tracer.sources.nf_log import NfLogSwitch
-from tracer.sources.ruleset import read_ruleset
+from tracer.sources.ruleset import legacy_tables, read_generation, read_ruleset
 from tracer.sources.trace import NamespaceTrace
 from tracer.sources.trace_socket import TraceSocket
 
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from typing import Self
 
     from tracer.core.filters import Filter
-    from tracer.sources.ruleset import RulesetRead
     from tracer.sources.trace import Told
 
 __all__ = ["Follow", "FollowOptions"]
@@ -51,7 +50,8 @@ class FollowOptions:
     *rate* is packets a second for each namespace, 0 for no limit, None for the default:
     no limit where the filter narrows what is traced, else `RATE_UNFILTERED`.
     *buffer_bytes* is each socket's buffer. *ends*: see what becomes of packets after their
-    last rule, where the kernel lets us.
+    last rule, where the kernel lets us. *skip_refused*: go on without the namespaces that
+    cannot be followed, if any can.
     """
 
     wanted: Filter
@@ -59,6 +59,7 @@ class FollowOptions:
     rate: int | None
     buffer_bytes: int
     ends: bool = True
+    skip_refused: bool = False
 
 
 class Follow:
@@ -91,8 +92,7 @@ class Follow:
                 self._stack.callback(self.ends.close)
                 self.ends.start(pool)
             for namespace in self._namespaces:
-                with entered(namespace):
-                    self._open(namespace, pool)
+                self._enter_and_open(namespace, pool)
             if self.ends is not None and self.ends.note is not None:
                 self.notes.append(self.ends.note)
         except BaseException:
@@ -131,16 +131,28 @@ class Follow:
             armed.close()
         self._armed.clear()
 
+    def _enter_and_open(self, namespace: Netns, pool: ThreadPoolExecutor) -> None:
+        try:
+            with entered(namespace):
+                self._open(namespace, pool)
+        except NftraceError as exc:
+            # One of many that went away, or cannot be had, does not hide the others.
+            is_last_hope = namespace is self._namespaces[-1] and not self.traces
+            if is_last_hope or not self._options.skip_refused:
+                raise
+            self.notes.append(f"netns {namespace.name} is not followed: {exc}")
+
     def _open(self, namespace: Netns, pool: ThreadPoolExecutor) -> None:
         """Open one namespace; the calling thread is in it."""
-        read = read_ruleset()
-        if read.generation is None:
+        if read_generation() is None:
             message = f"netns {namespace.name}: the kernel has no nf_tables"
             raise KernelUnsupportedError(message, "modprobe nf_tables, or see `nftrace check`")
         socket = TraceSocket(namespace, buffer_bytes=self._options.buffer_bytes)
         self._stack.callback(socket.close)
-        self._listen_to_legacy(namespace, socket, read)
+        self._listen_to_legacy(namespace, socket)
+        # Listening comes before reading: a change in between is announced, and read again.
         socket.join()
+        read = read_ruleset()
         plan = plan_arming(
             self._options.wanted,
             read.ruleset,
@@ -159,13 +171,13 @@ class Follow:
         self.notes += [prefix + note for note in plan.notes]
         self.traces.append(NamespaceTrace(socket, read, pool))
 
-    def _listen_to_legacy(self, namespace: Netns, socket: TraceSocket, read: RulesetRead) -> None:
-        families = {family for engine, family, _ in read.ruleset.tables if engine == "legacy"}
+    def _listen_to_legacy(self, namespace: Netns, socket: TraceSocket) -> None:
+        families = [family for family, names in legacy_tables().items() if names]
         if not families:
             return
         # The group first: where another holds it nothing has been switched yet.
         socket.bind_nflog()
-        for family in sorted(families):
+        for family in families:
             self._switch.turn_on(namespace, family)
 
     def _rate(self) -> int | None:
