@@ -22,7 +22,7 @@ declare -A newest=([6.1]=linux-image-amd64 [6.12]=linux-image-6.12-amd64)
 series=(6.1 6.12)
 timeout_s=600
 console=
-pytest=("$root/.venv/bin/python" -m pytest -p no:cacheprovider --durations=5)
+pytest=("$root/.venv/bin/python" -m pytest --color=no -p no:cacheprovider --durations=5)
 
 die() {
     echo "run.sh: $*" >&2
