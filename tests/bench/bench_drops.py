@@ -13,17 +13,16 @@ import json
 import sys
 from typing import TYPE_CHECKING
 
-from bpf.layout import Mode
 from tests.kernel import nets
 from tracer.core.drops import Rung
-from tracer.sources.drops import DropSource
+from tracer.sources.drops import DropSource, Mode
 from tracer.sources.netns import find_namespace
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-_PACKETS = 200_000
-_ROUNDS = 3
+_PACKETS = 40_000
+_ROUNDS = 15
 _RULES = {
     "legacy, 1 rule": ("legacy", "*mangle\n-A PREROUTING -p udp --dport 9000 -j DROP\nCOMMIT\n"),
     "legacy, 40 rules": (
@@ -68,32 +67,41 @@ def main() -> None:
 
 
 def _compare(rules: str) -> None:
-    best: dict[str, float] = {}
-    notes: dict[str, object] = {}
-    for _ in range(_ROUNDS):
-        for name, configuration in _CONFIGURATIONS.items():
-            with _attached(configuration) as source:
-                done = nets.flood("a", "10.1.0.2", 9000, _PACKETS, cpu=0)
-                ns = done.elapsed_ns / done.sent
-                if source is not None:
-                    notes[name] = source.losses()._asdict()
-            best[name] = min(best.get(name, ns), ns)
-    for name, ns in best.items():
-        row = {
-            "rules": rules,
-            "configuration": name,
-            "ns_a_packet": round(ns),
-            "packets_a_second": round(1e9 / ns),
-            "share_lost": round(1 - best["off"] / ns, 3),
+    with contextlib.ExitStack() as stack:
+        sources = {
+            name: stack.enter_context(_opened(configuration))
+            for name, configuration in _CONFIGURATIONS.items()
         }
-        sys.stdout.write(
-            json.dumps({**row, **({"losses": notes[name]} if name in notes else {})}) + "\n"
-        )
+        best = dict.fromkeys(sources, float("inf"))
+        for _ in range(_ROUNDS):
+            for name, source in sources.items():
+                if source is not None:
+                    source.resume()
+                done = nets.flood("a", "10.1.0.2", 9000, _PACKETS, cpu=0)
+                best[name] = min(best[name], done.elapsed_ns / done.sent)
+                if source is not None:
+                    source.pause()
+                    source.read()
+        for name, source in sources.items():
+            _tell(rules, name, best, source)
+
+
+def _tell(rules: str, name: str, best: dict[str, float], source: DropSource | None) -> None:
+    row: dict[str, object] = {
+        "rules": rules,
+        "configuration": name,
+        "ns_a_packet": round(best[name]),
+        "packets_a_second": round(1e9 / best[name]),
+        "share_lost": round(1 - best["off"] / best[name], 3),
+    }
+    if source is not None:
+        row["losses"] = source.losses()._asdict()
+    sys.stdout.write(json.dumps(row) + "\n")
     sys.stdout.flush()
 
 
 @contextlib.contextmanager
-def _attached(configuration: tuple[Rung, Mode, int] | None) -> Iterator[DropSource | None]:
+def _opened(configuration: tuple[Rung, Mode, int] | None) -> Iterator[DropSource | None]:
     if configuration is None:
         yield None
         return
@@ -102,6 +110,7 @@ def _attached(configuration: tuple[Rung, Mode, int] | None) -> Iterator[DropSour
     source.open()
     with contextlib.closing(source):
         source.set_mode(mode, rules=rules)
+        source.pause()
         yield source
 
 
