@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.live import Live
 
-from bpf.layout import Mode
 from tracer.cli.drop_names import RuleNames
 from tracer.cli.drop_table import DropRow, render_json, render_table
 from tracer.cli.options import namespaces_of
@@ -20,7 +19,7 @@ from tracer.cli.theme import make_console
 from tracer.core.drop_talkers import Talkers
 from tracer.core.drops import DropCount, Rung
 from tracer.errors import KernelRefusedError
-from tracer.sources.drops import DropSource
+from tracer.sources.drops import DropSource, Mode
 from tracer.sources.netns import all_namespaces
 
 if TYPE_CHECKING:

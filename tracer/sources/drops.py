@@ -61,7 +61,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-__all__ = ["DropLosses", "DropSource"]
+__all__ = ["DropLosses", "DropSource", "Mode"]
 
 _PAGE = 4096
 #: 16 MB: 116,000 records, a tenth of a second at the highest rate that was measured.
@@ -174,8 +174,20 @@ class DropSource:
             raise KernelUnsupportedError(msg, f"go on with --rung {self.rung}")
         self.set_mode(Mode.COUNT)
         self._stats().update(bytes(4), bytes(STATS.itemsize * self._cpus))
-        for name in ("on_kfree_skb_locate", "on_kfree_skb_count"):
-            self._links.append(attach_raw_tracepoint("kfree_skb", loaded.programs[name]))
+        self.resume()
+
+    def resume(self) -> None:
+        """Attach after pause(); harmless when attached."""
+        if self._links or self._loaded is None:
+            return
+        # The lowest rung looks at no register: one program less on every drop.
+        names = ["on_kfree_skb_locate"] if self.rung is not Rung.REASON else []
+        for name in (*names, "on_kfree_skb_count"):
+            self._links.append(attach_raw_tracepoint("kfree_skb", self._loaded.programs[name]))
+
+    def pause(self) -> None:
+        """Detach, so that a drop costs nothing; what was counted stays."""
+        close_all(self._links)
 
     def _climb(self, loaded: Loaded) -> None:
         try:

@@ -6,7 +6,7 @@
  * Opcode fields of classic BPF, as bcc's copy of bpf.h expects to find them in this
  * header. Values: RFC 9669 and the original BPF paper's encoding.
  */
-#define BPF_CLASS(code) ((code) & 0x07)
+#define BPF_CLASS(code) ((code)&0x07)
 #define BPF_LD 0
 #define BPF_LDX 1
 #define BPF_ST 2
@@ -16,12 +16,12 @@
 #define BPF_RET 6
 #define BPF_MISC 7
 
-#define BPF_SIZE(code) ((code) & 0x18)
+#define BPF_SIZE(code) ((code)&0x18)
 #define BPF_W 0x00
 #define BPF_H 0x08
 #define BPF_B 0x10
 
-#define BPF_MODE(code) ((code) & 0xe0)
+#define BPF_MODE(code) ((code)&0xe0)
 #define BPF_IMM 0x00
 #define BPF_ABS 0x20
 #define BPF_IND 0x40
@@ -29,7 +29,7 @@
 #define BPF_LEN 0x80
 #define BPF_MSH 0xa0
 
-#define BPF_OP(code) ((code) & 0xf0)
+#define BPF_OP(code) ((code)&0xf0)
 #define BPF_ADD 0x00
 #define BPF_SUB 0x10
 #define BPF_MUL 0x20
@@ -48,7 +48,7 @@
 #define BPF_JGE 0x30
 #define BPF_JSET 0x40
 
-#define BPF_SRC(code) ((code) & 0x08)
+#define BPF_SRC(code) ((code)&0x08)
 #define BPF_K 0x00
 #define BPF_X 0x08
 
