@@ -55,6 +55,9 @@ class EndSource(Protocol):
     def read(self) -> npt.NDArray[np.void]:
         """Return the events that are ready, `SKB_EVENT (n,)`."""
 
+    def narrow(self) -> bool:
+        """Give up for good what mostly tells of other packets; False where nothing does."""
+
     def pause(self) -> None:
         """Let the kernel tell nothing for now."""
 
@@ -141,7 +144,7 @@ class Settler(Generic[Trace]):
             return
         events = self._source.read()
         self._rate.events += len(events)
-        if self._rate.is_exceeded(now_ns):
+        if self._rate.is_exceeded(now_ns) and not self._may_narrow():
             self._source.pause()
             return
         self._book.add(events, now_ns)
@@ -158,6 +161,13 @@ class Settler(Generic[Trace]):
             stop = start + int(rows.sum())
             one.answers[rows] = answers[start:stop]
             start = stop
+
+    def _may_narrow(self) -> bool:
+        """Give up other packets' events before those that are meant."""
+        if self._rate.is_flooded or not self._source.narrow():
+            return False
+        self._rate.is_paused = False
+        return True
 
     def _settle(self, one: _Held[Trace]) -> Chosen:
         """Return the rows with their ends, and the kernel's times where it told them."""
@@ -209,13 +219,15 @@ class _Rate:
         self.journeys = 0
         self.events = 0
         self.is_paused = False
+        self.is_flooded = False
         self._since_ns = 0
 
     def is_exceeded(self, now_ns: int) -> bool:
         """Tell whether it is too much now; from then on it is paused."""
         passed_ns = now_ns - self._since_ns
         allowed = MAX_RATE * max(passed_ns, _WINDOW_NS) / 1_000_000_000
-        self.is_paused = self.journeys > allowed or self.events > _EVENTS_EACH * allowed
+        self.is_flooded = self.journeys > allowed
+        self.is_paused = self.is_flooded or self.events > _EVENTS_EACH * allowed
         if self.is_paused or passed_ns >= _WINDOW_NS:
             self._begin(now_ns)
         return self.is_paused

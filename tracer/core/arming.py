@@ -33,7 +33,6 @@ from tracer.core.arm_learning import (
     render_flow_sets,
     render_learning,
 )
-from tracer.core.end_filters import headers_behind
 from tracer.core.matches import (
     MAX_RULES,
     View,
@@ -46,7 +45,13 @@ from tracer.core.matches import (
 )
 from tracer.core.nat_chains import read_nat_chains
 from tracer.core.nat_headers import read_filter
-from tracer.core.nat_map import MAX_MAPPED, LocalAddresses, Mapped, map_filter
+from tracer.core.nat_map import (
+    MAX_MAPPED,
+    LocalAddresses,
+    Mapped,
+    headers_behind,
+    map_filter,
+)
 from tracer.core.nat_rules import Side
 
 if TYPE_CHECKING:
@@ -77,8 +82,9 @@ class ArmingPlan:
     name), with the flag owner, so that they end with the context that loads them.
     *over_limit_counters* are (family, table, counter): together how many matching
     packets were not traced because of the rate limit; empty where there is none.
-    *called* are the headers that followed packets have at any hook, the filter's first;
-    empty unless asked for. *notes* are sentences for the user.
+    *called* are the headers that followed packets have at any hook, the filter's first, and
+    *shared* those that others' packets have as well; both empty unless asked for.
+    *notes* are sentences for the user.
     """
 
     table: str
@@ -87,6 +93,7 @@ class ArmingPlan:
     over_limit_counters: tuple[tuple[str, str, str], ...]
     notes: tuple[str, ...]
     called: tuple[Headers, ...] = ()
+    shared: tuple[Headers, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +135,7 @@ def plan_arming(  # noqa: PLR0913  # each is one thing that only the caller know
     scripts, tables, notes = [], [], {}
     mapped: dict[int, list[Headers]] = {}
     called: list[Headers] = []
+    shared: list[Headers] = []
     nft_objects = [each for text in nat_json.values() for each in _read_objects(text)]
     for version in _list_versions(wanted):
         filters = _list_filters(wanted, version, both=both)
@@ -137,7 +145,10 @@ def plan_arming(  # noqa: PLR0913  # each is one thing that only the caller know
         found = [map_filter(box, chains, addresses) for box in filters]
         mapped[version] = [box for each in found for box in each.boxes]
         if with_ends:
-            called += [*filters, *headers_behind(filters, chains, addresses), *mapped[version]]
+            called += [*filters, *mapped[version]]
+            for box in filters:
+                called += headers_behind(box, chains, addresses)
+                shared += headers_behind(box, chains, addresses, shared=True)
         wanting = split_wanted(mapped[version])
         notes.update(
             dict.fromkeys(_describe(found[0], wanting, is_cut=any(each.is_cut for each in found)))
@@ -159,6 +170,7 @@ def plan_arming(  # noqa: PLR0913  # each is one thing that only the caller know
         () if rate is None else tuple((*each, "over_limit") for each in tables),
         tuple(notes),
         tuple(called),
+        tuple(shared),
     )
 
 

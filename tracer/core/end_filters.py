@@ -2,8 +2,7 @@
 Which packets to watch for their ends: all that a followed one may be called on its way.
 
 NAT renames packets, and the kernel's programs compare headers. So they are given the
-filter, the headers that it will have before NAT and those behind it: what the replies of
-the reversed filter are called at their first hook, with source and destination exchanged.
+filter, the headers that it will have before NAT and those behind it.
 """
 
 from __future__ import annotations
@@ -15,18 +14,15 @@ from typing import TYPE_CHECKING
 
 from tracer.core.filters import Filter
 from tracer.core.nat_headers import ANY_DEVICE, hull, reduce
-from tracer.core.nat_map import map_filter
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator
 
     from tracer.core.filters import IPNetwork
-    from tracer.core.nat_chains import NatChains
     from tracer.core.nat_headers import Headers
-    from tracer.core.nat_map import LocalAddresses
     from tracer.core.nat_ranges import Limit
 
-__all__ = ["EndFilters", "headers_behind", "make_filters"]
+__all__ = ["EndFilters", "make_filters"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,17 +35,6 @@ class EndFilters:
 
     filters: tuple[Filter, ...]
     is_cut: bool
-
-
-def headers_behind(
-    boxes: Iterable[Headers], tables: Sequence[NatChains], addresses: LocalAddresses
-) -> list[Headers]:
-    """Return what packets of *boxes* are called at any hook, as far as rules say it."""
-    found: list[Headers] = []
-    for box in boxes:
-        replies = map_filter(box.swapped, tables, addresses).boxes
-        found += (one.swapped for one in replies)
-    return found
 
 
 def make_filters(boxes: Iterable[Headers], most: int) -> EndFilters:

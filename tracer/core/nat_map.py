@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from tracer.core.nat_chains import NatChains, Site
 
-__all__ = ["MAX_MAPPED", "LocalAddresses", "Mapped", "map_filter"]
+__all__ = ["MAX_MAPPED", "LocalAddresses", "Mapped", "headers_behind", "map_filter"]
 
 #: So many different headers are looked for at the first hook. They are elements of a set
 #: with one lookup, so that the limit is the time to plan and load them (0.2 s), not the
@@ -91,6 +91,21 @@ def map_filter(wanted: Headers, tables: Sequence[NatChains], addresses: LocalAdd
         found.boxes = found.boxes[:MAX_MAPPED]
         found.is_cut = True
     return found
+
+
+def headers_behind(
+    wanted: Headers,
+    tables: Sequence[NatChains],
+    addresses: LocalAddresses,
+    *,
+    shared: bool = False,
+) -> list[Headers]:
+    """
+    Return what NAT turns packets of *wanted* into, *wanted* itself first.
+
+    *shared*: also where others' packets get the same address (a masquerading router's).
+    """
+    return reduce(_map_forward(wanted, tables, addresses, shared=shared))
 
 
 def _follow(
@@ -187,21 +202,40 @@ def _map_replies(
 ) -> Iterator[Headers]:
     """Walk the headers, at their first hook, of replies that NAT will turn into *wanted*."""
     asked = replace(wanted.swapped, iif=ANY_DEVICE)
-    after = [asked]
-    if asked.dst is not None or asked.dport is not None:
-        after += _apply(asked, Side.DST, tables, addresses)
-    final = list(after)
-    for box in after:
-        if box.src is not None or box.sport is not None:
-            final += _apply(box, Side.SRC, tables, addresses)
-    for box in final:
+    for box in _map_forward(asked, tables, addresses):
         yield replace(box.swapped, iif=wanted.iif)
 
 
+def _map_forward(
+    asked: Headers,
+    tables: Sequence[NatChains],
+    addresses: LocalAddresses,
+    *,
+    shared: bool = False,
+) -> list[Headers]:
+    after = [asked]
+    if asked.dst is not None or asked.dport is not None:
+        after += _apply(asked, Side.DST, tables, addresses, shared=shared)
+    final = list(after)
+    for box in after:
+        if box.src is not None or box.sport is not None or shared:
+            final += _apply(box, Side.SRC, tables, addresses, shared=shared)
+    return final
+
+
 def _apply(
-    asked: Headers, side: Side, tables: Sequence[NatChains], addresses: LocalAddresses
+    asked: Headers,
+    side: Side,
+    tables: Sequence[NatChains],
+    addresses: LocalAddresses,
+    *,
+    shared: bool = False,
 ) -> Iterator[Headers]:
-    """Walk what the translations of *side* make of *asked*, where that is still narrow."""
+    """
+    Walk what the translations of *side* make of *asked*.
+
+    Where that does not say whose packet it is any more, only with *shared*.
+    """
     turn: Callable[[Headers], Headers] = _mirror if side is Side.SRC else _same
     for table, site in _list_sites(tables):
         for translation in site.branch.translations:
@@ -213,7 +247,8 @@ def _apply(
                 if box.is_empty:
                     continue
                 after = _translate(turn(box), translation, addresses)
-                if not after.is_empty and _is_telling(turn(matched), after, translation):
+                is_told = shared or _is_telling(turn(matched), after, translation)
+                if not after.is_empty and is_told:
                     yield turn(after).without_devices()
 
 

@@ -2,7 +2,7 @@
 Watching what becomes of followed packets, where this kernel allows it.
 
 Loading takes as long as reading a ruleset, and is done beside it. A host that cannot do it
-is followed all the same: `note` says what is not seen then.
+is followed all the same: `notes` say what is not seen then.
 """
 
 from __future__ import annotations
@@ -30,22 +30,28 @@ if TYPE_CHECKING:
 __all__ = ["EndWatch"]
 
 _NOTHING = np.zeros(0, SKB_EVENT)
+_CUT = "ends are not seen of packets that some of the NAT rules rename: there are too many"
+_NARROWED = (
+    "ends behind NAT were not looked for any more:"
+    " too many other packets have the same addresses there"
+)
 
 
 class EndWatch:
     """
     The ends of followed packets in some namespaces.
 
-    `start()`, then `arm()` as often as there is more to watch, then `read()`. *note* is
-    None, or says what cannot be seen.
+    `start()`, then `arm()` as often as there is more to watch, then `read()`. *notes*
+    say what cannot be seen.
     """
 
     def __init__(self, namespaces: Sequence[Netns]) -> None:
-        self.note: str | None = None
+        self.notes: list[str] = []
         self._events = SkbEvents(namespaces)
         self._loading: Future[None] | None = None
         self._is_open = False
         self._boxes: list[Headers] = []
+        self._shared: list[Headers] = []
         self._filters: tuple[Filter, ...] = ()
         self._lost = 0
 
@@ -53,21 +59,33 @@ class EndWatch:
         """Begin to load, in a thread of *pool*."""
         self._loading = pool.submit(self._events.open)
 
-    def arm(self, boxes: Iterable[Headers]) -> None:
+    def arm(self, boxes: Iterable[Headers], shared: Iterable[Headers] = ()) -> None:
         """
         Watch the packets of *boxes* as well, from now on.
 
-        Waits until loading is over. Does not raise where ends cannot be watched.
+        Those of *shared* are watched while they are not too many. Waits
+        until loading is over. Does not raise where ends cannot be watched.
         """
         self._wait()
         if not self._is_open:
             return
         self._boxes += boxes
-        made = make_filters(self._boxes, MATCHES_MAX)
+        self._shared += shared
+        made = make_filters([*self._boxes, *self._shared], MATCHES_MAX)
         self._filters = made.filters
-        if made.is_cut:
-            self.note = "ends are not seen of packets that some of the NAT rules rename"
+        if made.is_cut and _CUT not in self.notes:
+            self.notes.append(_CUT)
         self._events.arm(self._filters)
+
+    def narrow(self) -> bool:
+        """Give up *shared* for good; False where that saves nothing."""
+        shared, self._shared = self._shared, []
+        former, self._filters = self._filters, make_filters(self._boxes, MATCHES_MAX).filters
+        if not shared or former == self._filters or not self._is_open:
+            return False
+        self.notes.append(_NARROWED)
+        self._events.arm(self._filters)
+        return True
 
     @property
     def reasons(self) -> Mapping[int, str]:
@@ -115,8 +133,8 @@ class EndWatch:
             loading.result()
         except NftraceError as exc:
             # Nothing of it is open then; the remedy is `nftrace check`'s to give.
-            self.note = f"what becomes of packets after their last rule is not seen: {exc}"
+            self.notes.append(f"what becomes of packets after their last rule is not seen: {exc}")
             return
         self._is_open = True
         if not self._events.sees_delivery:
-            self.note = "delivery to local sockets is not seen: that needs Linux 6.4"
+            self.notes.append("delivery to local sockets is not seen: that needs Linux 6.4")

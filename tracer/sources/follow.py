@@ -78,10 +78,15 @@ class Follow:
         self._armed: list[Armed] = []
         self._switch = NfLogSwitch()
         self.traces: list[NamespaceTrace] = []
-        self.notes: list[str] = []
+        self._notes: list[str] = []
         self.resisted: list[str] = []
         self.over_limit: int | None = 0
         self.ends: EndWatch | None = EndWatch(namespaces) if options.ends else None
+
+    @property
+    def notes(self) -> list[str]:
+        """Sentences that say what cannot be seen."""
+        return [*self._notes, *(self.ends.notes if self.ends is not None else ())]
 
     def __enter__(self) -> Self:
         """Read, listen, arm: one namespace after the other."""
@@ -93,8 +98,6 @@ class Follow:
                 self.ends.start(pool)
             for namespace in self._namespaces:
                 self._enter_and_open(namespace, pool)
-            if self.ends is not None and self.ends.note is not None:
-                self.notes.append(self.ends.note)
         except BaseException:
             self._stack.close()
             raise
@@ -165,10 +168,10 @@ class Follow:
             with_ends=self.ends is not None,
         )
         if self.ends is not None:
-            self.ends.arm(plan.called)
+            self.ends.arm(plan.called, plan.shared)
         self._armed.append(Armed(namespace, plan))
         prefix = f"netns {namespace.name}: " if len(self._namespaces) > 1 else ""
-        self.notes += [prefix + note for note in plan.notes]
+        self._notes += [prefix + note for note in plan.notes]
         self.traces.append(NamespaceTrace(socket, read, pool))
 
     def _listen_to_legacy(self, namespace: Netns, socket: TraceSocket) -> None:
