@@ -32,7 +32,7 @@ from tracer.core.paths import PathBook
 from tracer.core.step_book import StepBook
 from tracer.errors import NftraceError
 from tracer.sources.netns import Netns, entered
-from tracer.sources.ruleset import LegacyFingerprint, RulesetRead, read_ruleset
+from tracer.sources.ruleset import LegacyFingerprint, RulesetRead, read_generation, read_ruleset
 
 if TYPE_CHECKING:
     from concurrent.futures import Future, ThreadPoolExecutor
@@ -143,7 +143,8 @@ class NamespaceTrace:
             one = self._waiting.popleft()
             self._waiting_events -= len(one.batch.events)
             told += self._assemble(one)
-        if not self._waiting:
+        # Where we came late ourselves, what is missing may lie in the socket still.
+        if not self._waiting and self.socket.is_empty():
             told += self._tell(self._assembler.add(_NOTHING, self._book, now_ns))
         return told
 
@@ -180,6 +181,10 @@ class NamespaceTrace:
                 self._wanted += 1
                 self._request()
         self._queue(received, start + np.flatnonzero(traced[start:]))
+        if received.lost and self._has_changed():
+            # The announcement may be among what was lost.
+            self._wanted += 1
+            self._request()
 
     def _queue(self, received: Received, rows: npt.NDArray[np.int64]) -> None:
         batch = self._decoder.decode(received.words, received.starts[rows], received.lengths[rows])
@@ -218,6 +223,11 @@ class NamespaceTrace:
         if self._reading is None:
             self._reading_for = self._wanted
             self._reading = self._pool.submit(_read_in, self.namespace)
+
+    def _has_changed(self) -> bool:
+        """Tell whether the rules in force may be others than those that were read last."""
+        with entered(self.namespace):
+            return read_generation() != self._read.generation
 
     def _collect_reading(self) -> list[Told]:
         if self._reading is None or not self._reading.done():

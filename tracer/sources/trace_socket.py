@@ -38,7 +38,7 @@ __all__ = ["Received", "TraceSocket"]
 # include/uapi/linux/netlink.h, nfnetlink.h, nfnetlink_log.h, asm-generic/socket.h
 _NETLINK_NETFILTER = 12
 _SOL_NETLINK = 270
-_NETLINK_ADD_MEMBERSHIP = 1
+_NETLINK_ADD_MEMBERSHIP, _NETLINK_DROP_MEMBERSHIP = 1, 2
 _NFNLGRP_NFTABLES = 7
 _NFNLGRP_NFTRACE = 9
 _SO_RCVBUFFORCE = 33
@@ -142,6 +142,11 @@ class TraceSocket:
                 remedy = "run as root, on a kernel with CONFIG_NF_TABLES"
                 raise KernelRefusedError(message, remedy) from exc
 
+    def leave(self) -> None:
+        """Receive no more of nft's; what is queued can still be read, and comes to an end."""
+        for group in (_NFNLGRP_NFTABLES, _NFNLGRP_NFTRACE):
+            self._socket.setsockopt(_SOL_NETLINK, _NETLINK_DROP_MEMBERSHIP, group)
+
     def bind_nflog(self) -> None:
         """
         Become the listener of NFLOG group 0, where legacy tables' traces arrive.
@@ -166,18 +171,24 @@ class TraceSocket:
                 message = f"netns {self.namespace.name}: no NFLOG ({os.strerror(error)})"
                 raise KernelUnsupportedError(message, "modprobe nfnetlink_log")
 
+    def is_empty(self) -> bool:
+        """Tell whether all that was sent until now has been received."""
+        return self._memory()[0] == 0
+
     def receive(self) -> Received | None:
         """
         Read what is queued, up to a batch, without waiting; None where nothing is.
 
         An overrun is not an error: it is in the result.
         """
-        rmem, before = self._memory()
-        self._overrun = self._overrun or before != self.lost
-        wanted = _SLOTS
-        if self._overrun:
-            wanted = min(_SLOTS, max(_SMALL_BATCH, rmem // _BYTES_QUEUED))
+        wanted = self._next_batch()
         count = self._receive_up_to(wanted)
+        if count is None:
+            # An overrun is said once, ahead of what is still queued, which is now to be
+            # read in batches that do not run past the hole.
+            self._overrun = True
+            wanted = self._next_batch()
+            count = self._receive_up_to(wanted) or 0
         if count == 0 and not self._overrun:
             return None
         received_ns = time.time_ns()
@@ -190,22 +201,26 @@ class TraceSocket:
             self._overrun = count == wanted
         return self._collect(count, doubtful=doubtful, lost=lost, received_ns=received_ns)
 
-    def _receive_up_to(self, wanted: int) -> int:
-        for _ in range(2):
-            count = _libc.recvmmsg(
-                self._socket.fileno(), self._headers.ctypes.data, wanted, _MSG_DONTWAIT, None
-            )
-            if count >= 0:
-                return int(count)
-            error = ctypes.get_errno()
-            if error == errno.ENOBUFS:
-                # Said once for each overrun, ahead of what is still queued.
-                self._overrun = True
-                continue
-            if error in (errno.EAGAIN, errno.EINTR):
-                return 0
-            raise KernelRefusedError(f"the trace socket broke ({os.strerror(error)})")
-        return 0
+    def _next_batch(self) -> int:
+        rmem, dropped = self._memory()
+        self._overrun = self._overrun or dropped != self.lost
+        if not self._overrun:
+            return _SLOTS
+        return min(_SLOTS, max(_SMALL_BATCH, rmem // _BYTES_QUEUED))
+
+    def _receive_up_to(self, wanted: int) -> int | None:
+        """Return how many messages came; None where an overrun was reported instead."""
+        count = _libc.recvmmsg(
+            self._socket.fileno(), self._headers.ctypes.data, wanted, _MSG_DONTWAIT, None
+        )
+        if count >= 0:
+            return int(count)
+        error = ctypes.get_errno()
+        if error == errno.ENOBUFS:
+            return None
+        if error in (errno.EAGAIN, errno.EINTR):
+            return 0
+        raise KernelRefusedError(f"the trace socket broke ({os.strerror(error)})")
 
     def _collect(self, count: int, *, doubtful: bool, lost: int, received_ns: int) -> Received:
         # Columns of struct mmsghdr: msg_len is word 14, msg_flags word 12.
