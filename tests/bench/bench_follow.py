@@ -221,7 +221,7 @@ def measure_beside(_: int) -> None:
     """Find the highest rate at which each tool tells all, to a file."""
     tools: dict[str, Callable[[int, int], Seen]] = {
         "nft monitor trace": functools.partial(
-            monitor_to_file, ("nft", "monitor", "trace"), "trace id "
+            monitor_to_file, ("nft", "monitor", "trace"), " (verdict "
         ),
         "xtables-monitor --trace": functools.partial(
             monitor_to_file, ("xtables-monitor", "--trace"), "TRACE: "

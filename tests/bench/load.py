@@ -93,12 +93,12 @@ _MANY = {"nft": _many_nft, "legacy": _many_legacy}
 # What `nft monitor trace` and `xtables-monitor` need: a mark that makes one message.
 _MARK = f"""
 table ip marks {{
-	chain mark {{
+	chain traced {{
 		meta nftrace set 1 accept
 	}}
 	chain pre {{
 		type filter hook prerouting priority -350; policy accept;
-		ip daddr {DST} goto mark
+		ip daddr {DST} goto traced
 	}}
 }}
 """
@@ -209,7 +209,7 @@ class Background:
 
     def end(self) -> Ended:
         """Interrupt it and wait until it is gone."""
-        self.process.send_signal(signal.SIGINT)
+        os.kill(self.process.pid, signal.SIGINT)
         _, status, usage = os.wait4(self.process.pid, 0)
         self.process.returncode = os.waitstatus_to_exitcode(status)
         return Ended(self.process.returncode, usage.ru_utime + usage.ru_stime)
