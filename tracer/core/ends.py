@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 
 __all__ = ["ANSWER", "ASKED", "KEEP_NS", "MAX_END_EVENTS", "EndBook"]
 
-#: Events that no journey has asked for yet: a second's worth of the rate at which ends are
-#: watched at all, 5 MB. Of more the oldest are let go.
-MAX_END_EVENTS = 200_000
+#: Events that no journey has asked for yet: two for each journey that can wait, 2 MB. With
+#: more, asking takes longer than packets take to come.
+MAX_END_EVENTS = 65_536
 
 #: Events that nobody asks for in this time belong to no journey that is told.
 KEEP_NS = 2_000_000_000
@@ -94,38 +94,50 @@ _LOCAL = np.uint64(0xD6E8_FEB8_6659_FD93)
 
 
 class EndBook:
-    """
-    Events by packet, until they are asked for.
-
-    *let_go* counts the events that were forgotten because there were too many.
-    """
+    """Events by packet, until they are asked for."""
 
     def __init__(self, reasons: Mapping[int, str]) -> None:
         """Take the kernel's drop *reasons* by number."""
-        self.let_go = 0
         self._weak = np.array([n for n, name in reasons.items() if name in _WEAK], np.uint32)
         self._rows = np.zeros(0, _ROW)
+        self._fresh: list[npt.NDArray[np.void]] = []
         self._owner = np.zeros(0, np.int64)
         self._passes = np.zeros(0, _PASS)
 
     def __len__(self) -> int:
         """Return how many events are held."""
-        return len(self._rows)
+        return len(self._rows) + sum(map(len, self._fresh))
 
-    def add(self, events: npt.NDArray[np.void], now_ns: int) -> None:
-        """Take in events, `SKB_EVENT (n,)`, and let go those that are too old at *now_ns*."""
-        fresh = self._rows["time_ns"] >= now_ns - KEEP_NS
-        if not len(events) and fresh.all():
-            return
+    def add(self, events: npt.NDArray[np.void], now_ns: int) -> bool:
+        """
+        Take in events, `SKB_EVENT (n,)`; return False where they are too many to go on.
+
+        Those that are too old at *now_ns* are let go first.
+        """
+        if not len(events):
+            return True
         rows = np.zeros(len(events), _ROW)
         rows["key"] = _key(events)
         for name in ("time_ns", "ifindex", "reason", "kind"):
             rows[name] = events[name]
-        joined = np.concatenate([self._rows[fresh], rows])
-        excess = len(joined) - MAX_END_EVENTS
-        if excess > 0:
-            self.let_go += excess
-            joined = joined[np.sort(np.argsort(joined["time_ns"], kind="stable")[excess:])]
+        self._fresh.append(rows)
+        if len(self) > MAX_END_EVENTS:
+            self._merge(now_ns)
+        return len(self) <= MAX_END_EVENTS
+
+    def clear(self) -> None:
+        """Forget all events."""
+        self._fresh.clear()
+        self._hold(self._rows[:0])
+
+    def _merge(self, now_ns: int) -> None:
+        """Sort what was added since into the book."""
+        joined = np.concatenate([self._rows, *self._fresh])
+        kept = joined["time_ns"] >= now_ns - KEEP_NS
+        if not self._fresh and kept.all():
+            return
+        self._fresh.clear()
+        joined = joined[kept]
         self._hold(joined[np.lexsort((joined["time_ns"], joined["key"]))])
 
     def find(self, asked: npt.NDArray[np.void], now_ns: int) -> npt.NDArray[np.void]:
@@ -137,6 +149,7 @@ class EndBook:
         """
         answers = np.zeros(len(asked), ANSWER)
         answers["is_settled"] = asked["is_due"]
+        self._merge(now_ns)
         found = self._match(asked)
         rows = np.flatnonzero(found >= 0)
         if not len(rows):
