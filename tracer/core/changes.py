@@ -10,6 +10,7 @@ after the rule by nft, before its target by legacy tables.
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 __all__ = ["changed_events", "find_changes"]
 
+# The targets and statements that set an IPv4 TTL or an IPv6 hop limit.
+_HOPS = re.compile(r" -j (?:TTL|HL) |(?:^| )(?:ip ttl|ip6 hoplimit) set ")
 _ENDPOINTS = ("dst", "dport", "src", "sport")
 
 
@@ -117,8 +120,15 @@ class _Finder:
                 self._add(translator, name, one, two)
         lower = int(before["ttl"]) - int(after["ttl"])
         if lower not in (0, 1):
-            maker = self._latest(former, index, lambda one: one.verdict is Verdict.CONTINUE)
-            self._add(maker, "ttl", int(before["ttl"]), int(after["ttl"]))
+            self._add(self._find_hops(former, index), "ttl", int(before["ttl"]), int(after["ttl"]))
+
+    def _find_hops(self, former: int, index: int) -> int:
+        """Return the step that set the TTL: nft's headers are those behind its rule."""
+        for position in reversed(self._shown):
+            late = self._steps[position].engine == "nft"
+            if former + late <= position < index + late and _sets_hops(self._steps[position]):
+                return position
+        return self._latest(former, index, lambda one: one.verdict is Verdict.CONTINUE)
 
     def _latest(self, start: int, end: int, wanted: Callable[[ResolvedStep], bool]) -> int:
         """Return the last shown step from *start* on that is *wanted*, *end* if there is none."""
@@ -139,6 +149,10 @@ class _Finder:
             if position >= at:
                 return index
         return len(self._shown) - 1
+
+
+def _sets_hops(step: ResolvedStep) -> bool:
+    return step.rule is not None and _HOPS.search(step.rule.text) is not None
 
 
 def _value(packet: np.void, name: str, family: int) -> str | int:
