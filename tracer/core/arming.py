@@ -66,6 +66,9 @@ __all__ = ["ArmingPlan", "LocalAddresses", "plan_arming"]
 _KEYWORDS = {4: "ip", 6: "ip6"}
 #: ICMP exists in one IP version only.
 _PROTOCOL_VERSION = {1: 4, 58: 6}
+#: With more headers behind NAT than this, those that others share are not asked for: they
+#: would cost as much time again, and be a part of what is watched then anyway.
+_MAX_SHARING = 64
 #: So many rules are named in the notes; more are counted.
 _MAX_NAMED = 8
 #: Least priorities behind the translation of each side (NF_IP_PRI_NAT_DST -100, _SRC 100),
@@ -147,8 +150,10 @@ def plan_arming(  # noqa: PLR0913  # each is one thing that only the caller know
         if with_ends:
             called += [*filters, *mapped[version]]
             for box in filters:
-                called += headers_behind(box, chains, addresses)
-                shared += headers_behind(box, chains, addresses, shared=True)
+                behind = headers_behind(box, chains, addresses)
+                called += behind
+                if len(behind) <= _MAX_SHARING:
+                    shared += headers_behind(box, chains, addresses, shared=True)
         wanting = split_wanted(mapped[version])
         notes.update(
             dict.fromkeys(_describe(found[0], wanting, is_cut=any(each.is_cut for each in found)))
