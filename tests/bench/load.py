@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 from tests.kernel import nets
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
     from typing import Self
 
 SENDER, ROUTER = "snd", "rtr"
@@ -183,11 +183,14 @@ class Ended:
 
 
 class Background:
-    """A command in the router, pinned to CPU 1, with its output in a file."""
+    """A command in the router, with its output in a file, on *cpus*: CPU 1 unless said."""
 
-    def __init__(self, words: Sequence[str], output: Path) -> None:
+    def __init__(
+        self, words: Sequence[str], output: Path, cpus: Iterable[int] = (FOLLOWER_CPU,)
+    ) -> None:
         self._words = words
         self._output = output
+        self._cpus = frozenset(cpus)
 
     def __enter__(self) -> Self:
         """Start it."""
@@ -197,7 +200,7 @@ class Background:
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=subprocess.DEVNULL,
-                preexec_fn=functools.partial(os.sched_setaffinity, 0, {FOLLOWER_CPU}),  # noqa: PLW1509
+                preexec_fn=functools.partial(os.sched_setaffinity, 0, self._cpus),  # noqa: PLW1509
             )
         return self
 
@@ -229,10 +232,12 @@ class Background:
             time.sleep(0.05)
 
 
-def follow(form: str, output: Path, *words: str) -> Background:
-    """Return `nftrace follow` of all the load, to be started."""
+def follow(
+    form: str, output: Path, *words: str, cpus: Iterable[int] = (FOLLOWER_CPU,)
+) -> Background:
+    """Return `nftrace follow` of all the load, to be started; *words* may say otherwise."""
     line = (_NFTRACE, "follow", "-o", form, "--rate", "0", "--buffer", "256", "--dst", DST)
-    return Background((*line, *words), output)
+    return Background((*line, *words), output, cpus)
 
 
 def wait_until_armed(timeout_s: float = 30) -> None:
