@@ -85,7 +85,7 @@ def follow_to_columns(rate: int, packets: int) -> Seen:
     """Follow *packets* with the classes, in this process, up to columns."""
     seen = Seen(packets)
     namespaces = [find_namespace(load.ROUTER)]
-    options = FollowOptions(WANTED, both=False, rate=0, buffer_bytes=BUFFER_MB << 20)
+    options = FollowOptions(WANTED, both=False, rate=0, buffer_bytes=BUFFER_MB << 20, ends=False)
 
     def take(ended: Iterable[Told]) -> None:
         for told in ended:

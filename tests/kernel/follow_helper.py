@@ -114,7 +114,17 @@ def follow(ns: str, *words: str, armed_in: Sequence[str] = ()) -> Iterator[Follo
     *armed_in* are the namespaces to wait for, by default *ns*. It is killed at the
     end of the block unless it has ended.
     """
-    command = (sys.executable, "-m", "tracer.cli.main", "follow", "-o", "json", *words)
+    command = (
+        sys.executable,
+        "-m",
+        "tracer.cli.main",
+        "follow",
+        "-o",
+        "json",
+        "--ends",
+        "off",
+        *words,
+    )
     with tempfile.TemporaryDirectory(prefix="follow-") as folder:
         output, errors = Path(folder, "stdout"), Path(folder, "stderr")
         with (

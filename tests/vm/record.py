@@ -124,7 +124,7 @@ def record() -> dict[str, bytes]:
     """Return the recording's files by name."""
     name = "linux-" + ".".join(platform.release().split(".")[:2])
     wanted = Filter(src=ipaddress.ip_network(CLIENT))
-    options = FollowOptions(wanted, both=False, rate=0, buffer_bytes=1 << 22)
+    options = FollowOptions(wanted, both=False, rate=0, buffer_bytes=1 << 22, ends=False)
     with _network():
         legacy = nets.ip_netns_exec("router", "iptables-legacy-save").stdout
         native = nets.ip_netns_exec("router", "nft", "-s", "-t", "-a", "list", "ruleset").stdout
