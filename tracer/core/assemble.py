@@ -113,7 +113,7 @@ class Assembler:
         """How many events wait for their journeys' ends."""
         return len(self._rows.events)
 
-    def add(
+    def add(  # noqa: PLR0913 - what a read says of itself
         self,
         batch: TraceBatch,
         book: StepBook,
@@ -121,16 +121,18 @@ class Assembler:
         *,
         doubtful: bool = False,
         lost: int = 0,
+        goes_on: bool = False,
     ) -> Journeys:
         """
         Take in a batch and return the journeys that ended.
 
         Shape: *batch* follows the batches before it in the kernel's order. *doubtful*
-        and *lost* are `tracer.sources.trace_socket.Received`'s. *received_ns* does not
-        go backwards by more than clocks do. An empty batch lets quiet journeys end.
+        and *lost* are `tracer.sources.trace_socket.Received`'s; *goes_on*: of the same read
+        as the batch before, so that what is open has its loss already. *received_ns* does
+        not go backwards by more than clocks do. An empty batch lets quiet journeys end.
         """
         book.refresh()
-        rows = self._join(batch, received_ns, doubtful=doubtful, lost=lost)
+        rows = self._join(batch, received_ns, doubtful=doubtful, lost=lost, goes_on=goes_on)
         if not len(rows.events):
             return self._finish(rows, np.zeros(0, np.int64), np.zeros(0, np.bool_), book)
         owner = _assign(rows.events, self._packets, book)
@@ -151,14 +153,15 @@ class Assembler:
         return self._finish(rows.take(order), owner[order], ended, book, order)
 
     def _join(
-        self, batch: TraceBatch, received_ns: int, *, doubtful: bool, lost: int
+        self, batch: TraceBatch, received_ns: int, *, doubtful: bool, lost: int, goes_on: bool
     ) -> _Rows:
         """Put the batch's rows behind the open ones."""
         if doubtful:
             self._hole_ns = received_ns
         old, count = self._rows, len(batch.events)
         if len(old.events) and (doubtful or lost):
-            old = old._replace(lost=old.lost + lost, doubtful=old.doubtful | doubtful)
+            more = 0 if goes_on else lost
+            old = old._replace(lost=old.lost + more, doubtful=old.doubtful | doubtful)
         events = batch.events
         if len(self._packets) and count:
             events = events.copy()
@@ -188,7 +191,7 @@ class Assembler:
         last = np.append(np.flatnonzero(owner[1:] != owner[:-1]), len(owner) - 1)
         final = rows.events[last]
         steps = final["step"]
-        ended = book.is_final[steps] | book.is_last[steps]
+        ended: npt.NDArray[np.bool_] = book.is_final[steps] | book.is_last[steps]
         quiet = np.where(book.is_queue[steps], QUEUE_QUIET_NS, QUIET_NS)
         ended |= now_ns - rows.received[last] > quiet
         ended |= _is_superseded(rows.events, owner, order)
@@ -250,9 +253,7 @@ def _no_rows() -> _Rows:
     )
 
 
-def _compacted(
-    rows: _Rows, packets: npt.NDArray[np.void]
-) -> tuple[_Rows, npt.NDArray[np.void]]:
+def _compacted(rows: _Rows, packets: npt.NDArray[np.void]) -> tuple[_Rows, npt.NDArray[np.void]]:
     """Drop the headers that no kept event points at."""
     if not len(rows.events):
         return _no_rows(), np.zeros(0, PACKET)
@@ -355,7 +356,7 @@ def _find_starts(
     return start
 
 
-def _join_legacy(  # noqa: PLR0913 - the columns of one table
+def _join_legacy(  # noqa: PLR0913, PLR0917 - the columns of one table
     events: npt.NDArray[np.void],
     packets: npt.NDArray[np.void],
     fingerprint: npt.NDArray[np.uint64],

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from socket import if_nameindex
 from typing import TYPE_CHECKING
 
@@ -77,6 +77,7 @@ class Follow:
         self._stack = ExitStack()
         self._armed: list[Armed] = []
         self._switch = NfLogSwitch()
+        self._held: list[int] = []
         self.traces: list[NamespaceTrace] = []
         self._notes: list[str] = []
         self.resisted: list[str] = []
@@ -91,6 +92,7 @@ class Follow:
     def __enter__(self) -> Self:
         """Read, listen, arm: one namespace after the other."""
         try:
+            self._stack.callback(self._let_go)
             pool = self._stack.enter_context(ThreadPoolExecutor(2, "ruleset"))
             self._stack.callback(self._restore)
             if self.ends is not None:
@@ -99,7 +101,7 @@ class Follow:
             for namespace in self._namespaces:
                 self._enter_and_open(namespace, pool)
         except BaseException:
-            self._stack.close()
+            self._undo()
             raise
         return self
 
@@ -110,13 +112,20 @@ class Follow:
         trace: TracebackType | None,
     ) -> None:
         """Disarm, and put back what is not ours."""
-        self.disarm()
-        self._stack.close()
+        self._undo()
+
+    def _undo(self) -> None:
+        try:
+            self.disarm()
+        finally:
+            self._stack.close()
 
     def drain(self) -> Iterator[Told]:
         """Disarm and return what is still queued and open."""
         self.disarm()
         for trace in self.traces:
+            # Packets that others trace must not keep us from coming to the end.
+            trace.socket.leave()
             count = 1
             while count:
                 told, count = trace.receive()
@@ -143,10 +152,11 @@ class Follow:
             is_last_hope = namespace is self._namespaces[-1] and not self.traces
             if is_last_hope or not self._options.skip_refused:
                 raise
-            self.notes.append(f"netns {namespace.name} is not followed: {exc}")
+            self._notes.append(f"netns {namespace.name} is not followed: {exc}")
 
     def _open(self, namespace: Netns, pool: ThreadPoolExecutor) -> None:
         """Open one namespace; the calling thread is in it."""
+        namespace = self._pinned(namespace)
         if read_generation() is None:
             message = f"netns {namespace.name}: the kernel has no nf_tables"
             raise KernelUnsupportedError(message, "modprobe nf_tables, or see `nftrace check`")
@@ -174,6 +184,12 @@ class Follow:
         self._notes += [prefix + note for note in plan.notes]
         self.traces.append(NamespaceTrace(socket, read, pool))
 
+    def _pinned(self, namespace: Netns) -> Netns:
+        """Return the namespace by a descriptor, so that it can be entered when its name is gone."""
+        held = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        self._held.append(held)
+        return replace(namespace, path=f"/proc/{os.getpid()}/fd/{held}")
+
     def _listen_to_legacy(self, namespace: Netns, socket: TraceSocket) -> None:
         families = [family for family, names in legacy_tables().items() if names]
         if not families:
@@ -190,6 +206,11 @@ class Follow:
         narrow = (wanted.src, wanted.dst, wanted.sport, wanted.dport, wanted.proto)
         is_narrow = wanted.in_device is not None or any(one is not None for one in narrow)
         return None if is_narrow else RATE_UNFILTERED
+
+    def _let_go(self) -> None:
+        for held in self._held:
+            os.close(held)
+        self._held.clear()
 
     def _restore(self) -> None:
         self.resisted += self._switch.restore()

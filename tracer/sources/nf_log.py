@@ -17,9 +17,13 @@ import json
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tracer.errors import KernelRefusedError, KernelUnsupportedError
 from tracer.sources.netns import Netns, all_namespaces, entered
+
+if TYPE_CHECKING:
+    from collections.abc import Container
 
 __all__ = [
     "FAMILIES",
@@ -150,8 +154,39 @@ def _read_notes(state_dir: Path) -> dict[Path, Note]:
     notes = {}
     for path in sorted(state_dir.glob("*.json")):
         with contextlib.suppress(OSError, ValueError, TypeError):
-            notes[path] = Note(**json.loads(path.read_text()))
+            note = Note(**json.loads(path.read_text()))
+            if _is_sound(note):
+                notes[path] = note
     return notes
+
+
+def _is_sound(note: Note) -> bool:
+    numbers, words = (note.inode, note.pid, note.started), (note.netns, note.before)
+    return (
+        note.family in FAMILIES
+        and all(isinstance(number, int) for number in numbers)
+        and all(isinstance(word, str) and word for word in words)
+    )
+
+
+def _remove_unreadable(state_dir: Path, read: Container[Path]) -> list[str]:
+    """Remove what is no note, or half of one; say so where a setting may hang on it."""
+    done = []
+    for path in sorted(state_dir.glob("*")):
+        if path in read or _is_being_written(path):
+            continue
+        path.unlink(missing_ok=True)
+        if path.suffix == ".json":
+            done.append(
+                f"{path.name} was damaged and is removed: see `sysctl net.netfilter.nf_log`"
+                " in the namespaces that it may have been of"
+            )
+    return done
+
+
+def _is_being_written(path: Path) -> bool:
+    pid = path.name.partition("-")[0]
+    return path.suffix == ".tmp" and pid.isdecimal() and started_at(int(pid)) is not None
 
 
 def _is_alive(note: Note) -> bool:
@@ -191,11 +226,13 @@ def repair(state_dir: Path = STATE_DIR) -> list[str]:
     """
     Put right what killed processes left; return a line for each setting that was.
 
-    Notes of living processes are left alone. A namespace that is gone needs nothing.
+    Notes of living processes are left alone. A namespace that is gone needs nothing, and
+    a note that cannot be read is removed.
     """
-    done = []
     namespaces: dict[int, Netns] = {}
-    for path, note in _read_notes(state_dir).items():
+    notes = _read_notes(state_dir)
+    done = _remove_unreadable(state_dir, notes)
+    for path, note in notes.items():
         if _is_alive(note):
             continue
         namespaces = namespaces or {one.inode: one for one in all_namespaces()}

@@ -51,6 +51,9 @@ _EARLIER = 8
 #: the rules that it does not know left without text.
 MAX_WAITING_EVENTS = 1_000_000
 
+#: Different reasons why a ruleset could not be read that are kept for the summary.
+_ERRORS_KEPT = 16
+
 _POLL_NS = 10_000_000  # a legacy table's fingerprint is this old at most, unless it is large
 _POLL_SHARE = 20  # …when taking it may cost a twentieth of the time
 _LISTENERS_NS = 100_000_000
@@ -69,14 +72,21 @@ class Told:
 
 @dataclass(frozen=True, slots=True)
 class _Waiting:
-    """A decoded batch; *by* is the number of the ruleset version it must be read by."""
+    """
+    A decoded batch; *by* is the number of the ruleset version it must be read by.
+
+    *received_ns* is the wall clock, *taken_ns* the monotonic one. *goes_on*: of the same
+    read as the batch before.
+    """
 
     batch: TraceBatch
     received_ns: int
+    taken_ns: int
     doubtful: bool
     lost: int
     by: int
     legacy: bool
+    goes_on: bool
 
 
 class NamespaceTrace:
@@ -98,6 +108,7 @@ class NamespaceTrace:
         self._earlier: deque[Ruleset] = deque(maxlen=_EARLIER)
         self._waiting: deque[_Waiting] = deque()
         self._waiting_events = 0
+        self._hurried = 0  # events read by the rules before theirs
         self._wanted = 0  # the version that newly received events belong to
         self._version = 0  # the version in hand
         self._reading: Future[RulesetRead] | None = None
@@ -137,12 +148,10 @@ class NamespaceTrace:
     def advance(self) -> list[Told]:
         """Do what does not need a message: finished readings, the legacy poll, the quiet."""
         now_ns = time.time_ns()
-        self._poll_legacy(now_ns)
+        self._poll_legacy(time.monotonic_ns())
         told = self._collect_reading()
         while self._waiting and self._is_ready(self._waiting[0]):
-            one = self._waiting.popleft()
-            self._waiting_events -= len(one.batch.events)
-            told += self._assemble(one)
+            told += self._assemble_next()
         # Where we came late ourselves, what is missing may lie in the socket still.
         if not self._waiting and self.socket.is_empty():
             told += self._tell(self._assembler.add(_NOTHING, self._book, now_ns))
@@ -153,7 +162,9 @@ class NamespaceTrace:
         self._fingerprint_now()
         told = [] if self._reading is None else self._install(self._reading)
         while self._waiting:
-            told += self._assemble(self._waiting.popleft())
+            told += self._assemble_next()
+        if self._hurried:
+            self._note(f"{self._hurried} events were read by rules that may not be theirs")
         return told + self._tell(self._assembler.flush(self._book))
 
     def device(self, index: int) -> str | None:
@@ -171,44 +182,61 @@ class NamespaceTrace:
         return name
 
     def _take(self, received: Received) -> None:
-        start = 0
+        start, goes_on = 0, False
         traced = np.ones(len(received.starts), np.bool_)
         traced[received.announced] = False
         for index in received.announced.tolist():
             if is_ruleset_change(_datagram(received, index)):
-                self._queue(received, start + np.flatnonzero(traced[start:index]))
-                start = index
+                rows = start + np.flatnonzero(traced[start:index])
+                self._queue(received, rows, goes_on=goes_on)
+                start, goes_on = index, True
                 self._wanted += 1
                 self._request()
-        self._queue(received, start + np.flatnonzero(traced[start:]))
+        self._queue(received, start + np.flatnonzero(traced[start:]), goes_on=goes_on)
         if received.lost and self._has_changed():
             # The announcement may be among what was lost.
             self._wanted += 1
             self._request()
 
-    def _queue(self, received: Received, rows: npt.NDArray[np.int64]) -> None:
+    def _queue(self, received: Received, rows: npt.NDArray[np.int64], *, goes_on: bool) -> None:
         batch = self._decoder.decode(received.words, received.starts[rows], received.lengths[rows])
         if not len(batch.events) and not received.doubtful:
             return
         legacy = bool((batch.events["flags"] & LEGACY).any())
         self._waiting.append(
             _Waiting(
-                batch, received.received_ns, received.doubtful, received.lost, self._wanted, legacy
+                batch,
+                received.received_ns,
+                time.monotonic_ns(),
+                received.doubtful,
+                received.lost,
+                self._wanted,
+                legacy,
+                goes_on,
             )
         )
         self._waiting_events += len(batch.events)
 
     def _is_ready(self, one: _Waiting) -> bool:
         if self._waiting_events > MAX_WAITING_EVENTS:
+            if one.by > self._version:
+                self._hurried += len(one.batch.events)
             return True
         if one.by > self._version:
             return False
         # A legacy event is told when a fingerprint that is younger found no change.
-        return not one.legacy or (one.received_ns < self._polled_ns and self._reading is None)
+        return not one.legacy or (one.taken_ns < self._polled_ns and self._reading is None)
 
-    def _assemble(self, one: _Waiting) -> list[Told]:
+    def _assemble_next(self) -> list[Told]:
+        one = self._waiting.popleft()
+        self._waiting_events -= len(one.batch.events)
         journeys = self._assembler.add(
-            one.batch, self._book, one.received_ns, doubtful=one.doubtful, lost=one.lost
+            one.batch,
+            self._book,
+            one.received_ns,
+            doubtful=one.doubtful,
+            lost=one.lost,
+            goes_on=one.goes_on,
         )
         return self._tell(journeys)
 
@@ -244,7 +272,7 @@ class NamespaceTrace:
             read = reading.result()
         except NftraceError as exc:
             # The old rules stand, and what they do not know stays without a name.
-            self.errors.append(f"netns {self.namespace.name}: {exc}")
+            self._note(str(exc))
             self._version = self._reading_for
             return []
         before = self._read.ruleset
@@ -263,8 +291,13 @@ class NamespaceTrace:
         self._use(StepBook(self._decoder.table, self.ruleset, tuple(self._earlier), after))
         told = []
         while self._waiting and self._waiting[0].by < self._reading_for:
-            told += self._assemble(self._waiting.popleft())
+            told += self._assemble_next()
         return told
+
+    def _note(self, sentence: str) -> None:
+        note = f"netns {self.namespace.name}: {sentence}"
+        if note not in self.errors and len(self.errors) < _ERRORS_KEPT:
+            self.errors.append(note)
 
     def _use(self, book: StepBook) -> None:
         self._book = book
@@ -281,12 +314,12 @@ class NamespaceTrace:
     def _fingerprint_now(self) -> None:
         if not self._fingerprint.tables:
             return
-        start_ns = time.perf_counter_ns()
+        # What came before the look began was passed by the rules that it finds.
+        self._polled_ns = time.monotonic_ns()
         with entered(self.namespace):
             current = LegacyFingerprint.take(self._fingerprint)
-        cost_ns = time.perf_counter_ns() - start_ns
+        cost_ns = time.monotonic_ns() - self._polled_ns
         self._poll_ns = max(_POLL_NS, cost_ns * _POLL_SHARE)
-        self._polled_ns = time.time_ns()
         if current.changed_since(self._fingerprint):
             self._wanted += 1
             self._request()
