@@ -22,8 +22,12 @@ _INTERRUPTED = 130
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="nftrace")
-def cli() -> None:
+@click.option("--debug", is_flag=True, hidden=True, help="let tracebacks of errors through")
+@click.pass_context
+def cli(context: click.Context, *, debug: bool) -> None:
     """Tell where a packet died, which rule killed it, and since when."""
+    # The group's context is gone when its command has raised: the run's own keeps it.
+    context.obj["debug"] = debug
 
 
 cli.add_command(drops)
@@ -37,17 +41,31 @@ def main() -> None:
     Run the command line and exit.
 
     Status: 0 seen or done, 1 nothing seen, 2 wrong usage, 3 the kernel or the permissions
-    refuse, 4 the output cannot be written, 130 interrupted.
+    refuse, 4 the output cannot be written, 130 interrupted. A defect of our own is 1, said
+    in one line; with `--debug` its traceback is shown.
     """
-    sys.exit(_run())
-
-
-def _run() -> int:
+    asked: dict[str, bool] = {}
     try:
-        status = cli.main(standalone_mode=False)
+        status = _run(asked)
+    except Exception as exc:
+        if asked.get("debug", False):
+            raise
+        said = " ".join(str(exc).split()) or "no more is known"
+        message = f"internal error: {type(exc).__name__}: {said}"
+        click.echo(f"nftrace: {message}: run with `nftrace --debug` and report it", err=True)
+        status = NftraceError.exit_status
+    sys.exit(status)
+
+
+def _run(asked: dict[str, bool]) -> int:  # noqa: PLR0911 - each way that a run can end
+    try:
+        status = _invoke(asked)
         sys.stdout.flush()
     except click.exceptions.Abort:
         return _INTERRUPTED
+    except click.exceptions.NoArgsIsHelpError as exc:
+        click.echo(exc.format_message(), err=True)
+        return _USAGE
     except click.ClickException as exc:
         hint = "see `nftrace --help`"
         if isinstance(exc, click.UsageError) and exc.ctx is not None:
@@ -68,6 +86,18 @@ def _run() -> int:
         click.echo(f"nftrace: {message}: make room, or write elsewhere", err=True)
         return OutputError.exit_status
     return int(status or 0)
+
+
+def _invoke(asked: dict[str, bool]) -> int | None:
+    # Not cli.main(): it ends with status 1 where the reader of our output went away.
+    try:
+        with cli.make_context("nftrace", sys.argv[1:], obj=asked) as context:
+            status: int | None = cli.invoke(context)
+    except (EOFError, KeyboardInterrupt) as exc:
+        raise click.exceptions.Abort from exc
+    except click.exceptions.Exit as exc:
+        return exc.exit_code
+    return status
 
 
 def _silence_stdout() -> None:
