@@ -93,8 +93,12 @@ def _nft_egress() -> str | None:
     return _nft_chain("netdev", 'type filter hook egress device "lo" priority 0;')
 
 
-def _nft_chain(family: str, hook: str) -> str | None:
-    rules = f"table {family} probe {{\nchain c {{\n{hook}\n}}\n}}\n"
+def _nft_queue() -> str | None:
+    return _nft_chain("ip", "queue num 1")
+
+
+def _nft_chain(family: str, body: str) -> str | None:
+    rules = f"table {family} probe {{\nchain c {{\n{body}\n}}\n}}\n"
     return _command("nft", "-f", "-", stdin=rules, undo=("nft", "delete", "table", family, "probe"))
 
 
@@ -149,5 +153,6 @@ PROBES: dict[str, Callable[[], str | None]] = {
     "nft_bridge": _nft_bridge,
     "nft_egress": _nft_egress,
     "nft_ingress": _nft_ingress,
+    "nft_queue": _nft_queue,
     "owned_tables": _owned_tables,
 }

@@ -266,7 +266,9 @@ def test_the_right_one_of_five_thousand_rules_is_named(box: str, backend: str) -
         told = run.finish(6 * COUNT, wait_s=10)
 
     jump = ("filter", "INPUT", 1, "jump")
-    expected = Counter({(jump, ("filter", "MANY", n, "drop")): COUNT for n in numbers})
+    expected: Counter[Way] = Counter(
+        {(jump, ("filter", "MANY", n, "drop")): COUNT for n in numbers}
+    )
     expected[jump, ("filter", "INPUT", None, "accept")] = COUNT
     assert expected == told.ways()
     assert 11 * COUNT == check_texts(told, box)
