@@ -73,7 +73,6 @@ NT_INLINE u32 nt_site(const struct nt_config *cfg, u64 location)
 /*
  * Find the hook entry that the packet died in: the saved registers say which entries
  * and which of them. True where the return addresses and the entry itself agree.
- * Measured on 6.18 with a 2.1 GHz vCPU: about 8 ns for each word that is read.
  */
 NT_INLINE int nt_try_layout(struct nt_located *at,
 			    const struct nt_layout *layout, u64 location)
@@ -189,7 +188,7 @@ NT_INLINE void nt_name_place(struct nt_scratch *t, struct nt_located *at)
  * so exactly one moved, by one; anything else leaves key.certain 0. The address of a
  * per-CPU value less percpu_base is this CPU's offset. What changes from round to round
  * is kept in memory, where the verifier does not follow it into every combination.
- * Measured on 6.18: about 8 ns for each dropping rule of the table.
+ * Every dropping rule of the table is one more word to read.
  */
 NT_INLINE void nt_find_rule(const struct nt_config *cfg, struct nt_scratch *t,
 			    struct nt_rules *table, struct nt_seen_rules *seen)

@@ -3,7 +3,7 @@
  * Tell what befalls followed packets: received, sent, delivered, dropped.
  *
  * Attached only while somebody follows, since on_receive() and on_send() run for every
- * packet of the machine. Measured on 6.18: about 90 ns for a packet that no match names.
+ * packet of the machine.
  */
 #include "packet.h"
 

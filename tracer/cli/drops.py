@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["drops"]
 
 _INTERRUPTED = 130
-#: The ring is emptied this often; it holds a tenth of a second of the highest rate.
+#: The ring is emptied this often.
 _TURN_S = 0.05
 #: Above so many records a second only one in a hundred is kept, for the talkers' sake.
 _RECORDS_MAX = 50_000

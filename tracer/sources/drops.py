@@ -64,13 +64,16 @@ if TYPE_CHECKING:
 __all__ = ["DropLosses", "DropSource", "Mode"]
 
 _PAGE = 4096
-#: 16 MB: 116,000 records, a tenth of a second at the highest rate that was measured.
+#: 16 MB: 116,000 records.
 _RING_PAGES = 4096
 #: Kinds of drop at a time. 20 namespaces with 100 dropping rules each are 2,000.
 _COUNTS_MAX = 16384
 _PLACES_MAX = 4096
 #: Legacy tables whose rules are told apart; five in each of fifty namespaces.
 _TABLES_MAX = 256
+#: Readings of a table's counters while packets die by it; after that the first drop on
+#: each CPU may be uncertain, and says so.
+_ARM_TRIES = 16
 _SPEC = ObjectSpec(
     source="drops.bpf.c+calibrate.bpf.c",
     programs=tuple(
@@ -147,6 +150,8 @@ class DropSource:
         self._settled: list[DropCount] = []
         self._peek: Peek | None = None
         self._cpus = possible_cpus()
+        self._before: npt.NDArray[np.uint64] = np.zeros(1, np.uint64)
+        self._missed_before = 0
 
     def open(self) -> None:
         """
@@ -173,8 +178,10 @@ class DropSource:
             msg = f"the rung {self._wanted} does not hold on this kernel: {above}"
             raise KernelUnsupportedError(msg, f"go on with --rung {self.rung}")
         self.set_mode(Mode.COUNT)
-        self._stats().update(bytes(4), bytes(STATS.itemsize * self._cpus))
         self.resume()
+        if self.rung is Rung.RULE:
+            self._arm_namespaces()
+        self._forget()
 
     def resume(self) -> None:
         """Attach after pause(); harmless when attached."""
@@ -212,11 +219,28 @@ class DropSource:
         self._config["percpu_base"] = base
         self._config["rules"] = 1
         self.rung = Rung.RULE
+
+    def _arm_namespaces(self) -> None:
+        if self._peek is None:
+            return
         for namespace in self._namespaces:
             # One that is gone by now has no drops to name.
             with contextlib.suppress(KernelRefusedError), entered(namespace):
-                for address in find_tables(peek, self.calibration.legacy):
+                for address in find_tables(self._peek, self.calibration.legacy):
                     self._arm_table(address)
+
+    def _forget(self) -> None:
+        """
+        Begin at nothing: what dropped while the rules were being read is not counted.
+
+        The programs run already, so their statistics are not written to but subtracted.
+        """
+        keys, _ = self._dump()
+        kinds = self._counts_map()
+        for at in range(len(keys)):
+            kinds.delete(keys[at : at + 1].tobytes())
+        self._before = self._read_stats()
+        self._missed_before = self._read_missed()
 
     def _arm_table(self, address: int) -> None:
         """Give the program the counters of a table's dropping rules as they stand."""
@@ -231,19 +255,34 @@ class DropSource:
         block = np.zeros(1, RULES)
         block["private"], block["count"] = table.private, len(shown)
         block["generation"] = generation
-        seen = np.zeros(self._cpus, SEEN_RULES)
-        seen["private"] = table.private
-        offsets = cpu_offsets(self._peek, int(self._config["percpu_base"][0]))
         for index, rule in enumerate(shown):
             block["counter"][0, index] = rule.counter
-            for cpu, offset in offsets.items():
-                address_there = (rule.counter + offset) & ((1 << 64) - 1)
-                # struct xt_counters: pcnt, bcnt
-                seen["packets"][cpu, index] = self._peek.word(address_there)
+        offsets = cpu_offsets(self._peek, int(self._config["percpu_base"][0]))
         key = address.to_bytes(8, "little")
         maps = self._loaded.maps
-        MapFile(maps["seen_rules"], 8, SEEN_RULES.itemsize, self._cpus).update(key, seen.tobytes())
-        MapFile(maps["rules"], 8, RULES.itemsize).update(key, block.tobytes())
+        seen_rules = MapFile(maps["seen_rules"], 8, SEEN_RULES.itemsize, self._cpus)
+        # A drop between the reading of its counter and the writing would make the next one
+        # on that CPU look like two. From the writing on the program keeps up by itself:
+        # what agrees with the counters once needs no further look.
+        for _ in range(_ARM_TRIES):
+            seen = self._read_counters(table, offsets)
+            seen_rules.update(key, seen.tobytes())
+            MapFile(maps["rules"], 8, RULES.itemsize).update(key, block.tobytes())
+            kept = np.frombuffer(seen_rules.lookup(key) or b"", SEEN_RULES)
+            now = self._read_counters(table, offsets)
+            if np.array_equal(kept["packets"], now["packets"]):
+                break
+
+    def _read_counters(self, table: LegacyTable, offsets: dict[int, int]) -> npt.NDArray[np.void]:
+        """Return the packets that each dropping rule counted, `SEEN_RULES (cpus,)`."""
+        seen = np.zeros(self._cpus, SEEN_RULES)
+        seen["private"] = table.private
+        for index, rule in enumerate(table.rules[:RULES_MAX]):
+            for cpu, offset in offsets.items():
+                address = (rule.counter + offset) & ((1 << 64) - 1)
+                # struct xt_counters: pcnt, bcnt
+                seen["packets"][cpu, index] = self._peek.word(address) if self._peek else 0
+        return seen
 
     def set_mode(self, mode: Mode, sample: int = 1, rules: int | None = None) -> None:
         """
@@ -273,8 +312,15 @@ class DropSource:
         live = [row for row, is_old in zip(rows, old, strict=True) if not is_old]
         return merge_counts([*live, *self._settled])
 
-    def _stats(self) -> MapFile:
-        return MapFile(self._maps()["stats"], 4, STATS.itemsize, self._cpus)
+    def _read_stats(self) -> npt.NDArray[np.uint64]:
+        stats = MapFile(self._maps()["stats"], 4, STATS.itemsize, self._cpus)
+        total: npt.NDArray[np.uint64] = np.frombuffer(stats.lookup(bytes(4)) or b"", STATS)[
+            "count"
+        ].sum(axis=0)
+        return total
+
+    def _read_missed(self) -> int:
+        return program_misses(self._loaded.programs["on_kfree_skb_count"]) if self._loaded else 0
 
     def _counts_map(self) -> MapFile:
         return MapFile(self._maps()["counts"], DROP_KEY.itemsize, DROP_COUNT.itemsize, self._cpus)
@@ -370,12 +416,10 @@ class DropSource:
 
     def losses(self) -> DropLosses:
         """Return what the programs saw and could not do."""
-        raw = self._stats().lookup(bytes(4)) or b""
-        counted = np.frombuffer(raw, STATS)["count"].sum(axis=0).tolist()
-        programs = self._loaded.programs if self._loaded else {}
+        counted = (self._read_stats() - self._before).tolist()
         return DropLosses(
             seen=counted[Stat.SEEN],
-            missed=program_misses(programs["on_kfree_skb_count"]),
+            missed=self._read_missed() - self._missed_before,
             uncounted=counted[Stat.COUNTS_FULL],
             unrecorded=counted[Stat.RESERVE_FAILED],
             unlocated=counted[Stat.UNLOCATED],
