@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
+import select
 import socket
 import sys
 import time
@@ -107,6 +109,7 @@ def follow(**words: Any) -> int:  # noqa: ANN401 - click hands over what its opt
         passed_over = PassedOver(session) if words["verbose"] else None
         sinks = _make_sinks(words, console, names, stack, several=several, passed=passed_over)
         stack.enter_context(session)
+        stack.callback(interrupts.hold)
         _announce(words, console, [one.name for one in namespaces], session.notes)
         summary_sink = SummarySink(builder, names, several=several)
         run = FollowRun(
@@ -160,9 +163,16 @@ def note_ends(session: Follow, run: FollowRun, builder: SummaryBuilder) -> None:
 def _until(interrupts: Interrupts, timeout_s: float | None) -> Callable[[], str | None]:
     end_s = None if timeout_s is None else time.monotonic() + timeout_s
 
+    reader = select.poll()
+    with contextlib.suppress(OSError, ValueError):  # no standard output, or not a file's
+        reader.register(sys.stdout.fileno(), 0)
+
     def reason() -> str | None:
         if interrupts.reason is not None:
             return interrupts.reason
+        # A pipe without a reader: do not wait for the next packet to find out.
+        if any(events & select.POLLERR for _, events in reader.poll(0)):
+            raise BrokenPipeError
         return "timeout" if end_s is not None and time.monotonic() >= end_s else None
 
     return reason

@@ -37,10 +37,16 @@ _TURN = 8
 
 
 class Interrupts:
-    """Turns SIGINT and SIGTERM into a question, so that the way out is always walked."""
+    """
+    Turns SIGINT and SIGTERM into a question, so that the way out is always walked.
+
+    Whoever asks twice is not kept waiting for a reader that takes nothing: the second
+    signal raises KeyboardInterrupt, once, and never after `hold`.
+    """
 
     def __init__(self) -> None:
         self.reason: str | None = None
+        self._is_held = False
         self._former: dict[int, object] = {}
 
     def __enter__(self) -> Self:
@@ -56,7 +62,14 @@ class Interrupts:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         del number, frame
-        self.reason = "interrupted"
+        is_second, self.reason = self.reason is not None, "interrupted"
+        if is_second and not self._is_held:
+            self._is_held = True
+            raise KeyboardInterrupt
+
+    def hold(self) -> None:
+        """Raise nothing any more: what is being put back must not be interrupted."""
+        self._is_held = True
 
 
 class FollowRun:
