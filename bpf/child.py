@@ -59,6 +59,7 @@ def _build(request: dict[str, Any]) -> tuple[dict[str, Any], list[int]]:
             facts["offsets"] = {name: btf.offset(*name.split(".")) for name in request["offsets"]}
             facts["sizes"] = {name: btf.size(name) for name in request["sizes"]}
             defines |= _shape(facts)
+            defines |= {f"NT_MISSING_{name.upper()}": 1 for name in facts["missing"]}
         compiled = _compile(request["source"], defines, folder)
     maps = [compiled[name].map_fd for name in request["maps"]]
     programs: dict[str, int] = {}

@@ -71,6 +71,26 @@ NT_INLINE u32 nt_site(const struct nt_config *cfg, u64 location)
 #define NT_WORD(to, at, word) nt_read(to, (at)->frame + 8 * (u64)(word))
 
 /*
+ * Where the compiler saved no entries (Debian's 6.1): those that stand at the hook now.
+ * They are the ones that were walked, unless a table came or went this microsecond.
+ */
+NT_INLINE int nt_standing_entries(struct nt_located *at)
+{
+	nt_read(&at->count, &at->state->hook); /* and pf, which follows it */
+	nt_read(&at->word, &at->state->net);
+	if (at->count >> 8 == NT_NFPROTO_IPV4)
+		at->word += __builtin_offsetof(struct net, nf.hooks_ipv4);
+	else if (at->count >> 8 == NT_NFPROTO_IPV6)
+		at->word += __builtin_offsetof(struct net, nf.hooks_ipv6);
+	else
+		return 0;
+	if ((at->count & 0xff) >= 5) /* NF_INET_NUMHOOKS */
+		return 0;
+	nt_read(&at->word, at->word + 8 * (u64)(at->count & 0xff));
+	return 1;
+}
+
+/*
  * Find the hook entry that the packet died in: the saved registers say which entries
  * and which of them. True where the return addresses and the entry itself agree.
  */
@@ -90,7 +110,11 @@ NT_INLINE int nt_try_layout(struct nt_located *at,
 			return 0;
 	}
 	NT_WORD(&at->index, at, layout->index);
-	NT_WORD(&at->word, at, layout->entries);
+	NT_WORD(&at->state, at, layout->state);
+	if (layout->entries)
+		NT_WORD(&at->word, at, layout->entries);
+	else if (!nt_standing_entries(at))
+		return 0;
 	nt_read(&at->count, at->word); /* nf_hook_entries.num_hook_entries */
 	if (at->index >= at->count)
 		return 0;
@@ -98,7 +122,6 @@ NT_INLINE int nt_try_layout(struct nt_located *at,
 	if (bpf_probe_read_kernel(at->entry, 16,
 				  (void *)(at->word + 8 + 16 * (u64)at->index)))
 		return 0;
-	NT_WORD(&at->state, at, layout->state);
 	if (layout->rule) {
 		NT_WORD(&at->word, at, layout->rule);
 		nt_read(&at->rule, at->word);

@@ -21,6 +21,26 @@
 #include <nt_types.h>
 #endif
 
+/* Of modules that are not loaded: nothing of theirs can be met, but C wants the types. */
+#ifdef NT_MISSING_NFT_CHAIN
+struct nft_table {
+	__u64 handle;
+	char *name;
+};
+struct nft_chain {
+	struct nft_table *table;
+	__u64 handle;
+	char *name;
+};
+#define NT_OFFSET_NFT_TABLE_FAMILY 0
+#endif
+#ifdef NT_MISSING_XT_TABLE
+struct xt_table {
+	void *private;
+	char name[32];
+};
+#endif
+
 #define NT_INLINE static inline __attribute__((always_inline))
 
 /*

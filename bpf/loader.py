@@ -76,7 +76,8 @@ class Loaded:
     """
     Descriptors by name, and what BTF said.
 
-    *enums* maps an enumeration to its names and values, empty without BTF. Closing it
+    *enums* maps an enumeration to its names and values, empty without BTF. *missing* are
+    the wanted types that no BTF has, as those of modules that are not loaded. Closing it
     unloads everything that nothing else holds.
     """
 
@@ -85,6 +86,7 @@ class Loaded:
     enums: dict[str, dict[str, int]]
     offsets: dict[str, int | None]
     sizes: dict[str, int | None]
+    missing: list[str] = field(default_factory=list)
 
     def close(self) -> None:
         """Close every descriptor; harmless when repeated."""
@@ -126,6 +128,7 @@ def load(spec: ObjectSpec) -> Loaded:
         enums=answer["enums"],
         offsets=answer["offsets"],
         sizes=answer["sizes"],
+        missing=answer["missing"],
     )
 
 

@@ -6,6 +6,8 @@
 #include "kernel.h"
 #include "records.h"
 
+#define NT_NFPROTO_IPV4 2
+#define NT_NFPROTO_IPV6 10
 #define NT_ETH_IPV4 0x0800
 #define NT_ETH_IPV6 0x86dd
 

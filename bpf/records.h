@@ -208,7 +208,7 @@ struct nt_seen_rules {
 };
 
 /* One stack as the calibrating program found it: words, and what each points at. */
-#define NT_WORDS 96
+#define NT_WORDS 128
 
 struct nt_stack {
 	__u64 location;

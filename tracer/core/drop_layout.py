@@ -3,8 +3,9 @@ Where the kernel keeps its registers when it frees a packet: found from known dr
 
 nf_hook_slow() holds the hook's state, its entries and the index of the entry that said
 drop in callee-saved registers, nft_do_chain() the rule. The functions that they call on
-the way to the tracepoint save those registers on the stack. Where is up to the compiler,
-and the same for every drop by the same way. So drops whose index, number of entries,
+the way to the tracepoint save those registers on the stack, all but one that none of them
+needs: Debian's 6.1 keeps the entries there. Where is up to the compiler, and the same for
+every drop by the same way. So drops whose index, number of entries,
 hook and rule are known are made, each stack is copied, and the words are kept that hold
 the known values in every one of them. One word is the address that freed the packet,
 another the return address into nf_hook_slow(): a drop whose stack does not have both
@@ -51,7 +52,11 @@ class Drop:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Positions in words; *caller_ip* 0 and *rule* 0 where there is no such."""
+    """
+    Positions in words; *caller_ip*, *rule* and *entries* are 0 where there is no such.
+
+    Without *entries* those that stand at the hook are looked at.
+    """
 
     location: int
     state: int
@@ -80,9 +85,11 @@ def solve(drops: Iterable[Drop], *, in_hook_slow: bool) -> dict[str, Layout]:
     named = {way: made for way, made in ways.items() if made[0].handle is not None}
     rule = _choose(named, _holds_rule)
     found = {
-        way: Layout(location[way], state[way], index[way], entries[way], rule.get(way, 0))
+        way: Layout(location[way], state[way], index[way], entries.get(way, 0), rule.get(way, 0))
         for way in ways
-        if all(way in words for words in (location, index, entries, state))
+        if all(way in words for words in (location, index, state))
+        # nft_do_chain() and what calls it need registers, so that the entries are saved.
+        and (way in entries or in_hook_slow)
         and (way in rule or way not in named)
     }
     if in_hook_slow:

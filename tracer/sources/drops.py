@@ -43,7 +43,7 @@ from bpf.syscalls import (
 )
 from tracer.core.drops import DropCount, Place, Rung, merge_counts, name_counts, name_place
 from tracer.errors import KernelRefusedError, KernelUnsupportedError, NftraceError
-from tracer.sources.bpf_calibrate import STACK_RING_BYTES, calibrate
+from tracer.sources.bpf_calibrate import STACK_RING_BYTES, calibrate, call_modules
 from tracer.sources.bpf_config import Calibration, fill_config
 from tracer.sources.bpf_peek import Peek
 from tracer.sources.bpf_rules import (
@@ -166,7 +166,7 @@ class DropSource:
             raise
 
     def _open(self) -> None:
-        self._loaded = loaded = load(_SPEC)
+        self._loaded = loaded = self._load()
         names = loaded.enums.get("skb_drop_reason", {})
         self.reasons = {n: name.removeprefix("SKB_DROP_REASON_") for name, n in names.items()}
         self._ring = RingReader(loaded.maps["records"], _RING_PAGES * _PAGE, DROP_RECORD)
@@ -195,6 +195,15 @@ class DropSource:
     def pause(self) -> None:
         """Detach, so that a drop costs nothing; what was counted stays."""
         close_all(self._links)
+
+    def _load(self) -> Loaded:
+        """Load the programs, once more where their types came with modules that we called."""
+        loaded = load(_SPEC)
+        if loaded.missing and self._wanted is not Rung.REASON:
+            call_modules()
+            loaded.close()
+            loaded = load(_SPEC)
+        return loaded
 
     def _climb(self, loaded: Loaded) -> None:
         try:
