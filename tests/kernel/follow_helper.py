@@ -80,6 +80,10 @@ class Following:
         """Return how many lines were written so far."""
         return self._output.read_bytes().count(b"\n")
 
+    def has_told(self, words: str) -> bool:
+        """Tell whether *words*, as they are in JSON, were written so far."""
+        return words in self._output.read_text(encoding="utf-8")
+
     def finish(self, expected: int, *, wait_s: float = 5.0) -> Told:
         """
         Interrupt it once *expected* journeys were written, or after *wait_s* at the latest.

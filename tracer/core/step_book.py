@@ -18,11 +18,12 @@ import numpy as np
 from tracer.core.arm_hooks import FIRST_CHAINS, LAST_CHAINS, OWN_PREFIX
 from tracer.core.iptables import ImplicitEnd, Policy, resolve_legacy
 from tracer.core.journey import Verdict
+from tracer.core.ruleset import Rule
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from tracer.core.ruleset import Chain, Rule, Ruleset
+    from tracer.core.ruleset import Chain, Ruleset
     from tracer.core.trace_steps import StepTable, TraceStep
 
 __all__ = ["NO_RANK", "ResolvedStep", "StepBook"]
@@ -255,10 +256,12 @@ class StepBook:
 
     def _resolve_legacy(self, step: TraceStep) -> ResolvedStep:
         number = step.number or 0
+        kind, rule, verdict, target = "rule", None, Verdict.CONTINUE, None
         found = self._find_legacy(self.ruleset, step, number)
         if self._rival is not None:
-            found = _agreed(found, self._find_legacy(self._rival, step, number))
-        kind, rule, verdict, target = "rule", None, Verdict.CONTINUE, None
+            other = self._find_legacy(self._rival, step, number)
+            verdict = _agreed_verdict(found, other)
+            found = _agreed(found, other)
         if isinstance(found, ImplicitEnd):
             kind, number, verdict = "end", 0, Verdict.RETURN
         elif isinstance(found, Policy):
@@ -298,6 +301,16 @@ def _agreed(
     if one is None or other is None:
         return one or other
     return one if one == other else None
+
+
+def _agreed_verdict(
+    one: Rule | ImplicitEnd | Policy | None, other: Rule | ImplicitEnd | Policy | None
+) -> Verdict:
+    """Return what the rule did, whichever of the two it was; CONTINUE where that is open."""
+    if not isinstance(one, Rule | Policy) or not isinstance(other, Rule | Policy):
+        return Verdict.CONTINUE
+    verdict = one.verdict if one.verdict is other.verdict else None
+    return verdict if verdict in _FINAL else Verdict.CONTINUE
 
 
 def _names_nat(rule: Rule) -> bool:

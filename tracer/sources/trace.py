@@ -56,6 +56,7 @@ _ERRORS_KEPT = 16
 
 _POLL_NS = 10_000_000  # a legacy table's fingerprint is this old at most, unless it is large
 _POLL_SHARE = 20  # …when taking it may cost a twentieth of the time
+_DRAINED = 256  # batches, a million messages: more than the socket's buffer holds
 _LISTENERS_NS = 100_000_000
 
 _NOTHING = TraceBatch(np.zeros(0, EVENT), np.zeros(0, PACKET))
@@ -137,13 +138,17 @@ class NamespaceTrace:
 
     def receive(self) -> tuple[list[Told], int]:
         """Read one batch from the socket; return what ended and how many messages came."""
+        count = self._receive()
+        return self.advance(), count or 0
+
+    def _receive(self) -> int | None:
         received = self.socket.receive()
-        count = 0
-        if received is not None:
-            count = len(received.starts)
-            self.events += count - len(received.announced)
-            self._take(received)
-        return self.advance(), count
+        if received is None:
+            return None
+        count = len(received.starts)
+        self.events += count - len(received.announced)
+        self._take(received)
+        return count
 
     def advance(self) -> list[Told]:
         """Do what does not need a message: finished readings, the legacy poll, the quiet."""
@@ -160,7 +165,9 @@ class NamespaceTrace:
     def finish(self) -> list[Told]:
         """Return what is still open; the socket has been read to its end."""
         self._fingerprint_now()
-        told = [] if self._reading is None else self._install(self._reading)
+        told = []
+        while self._reading is not None:
+            told += self._install(self._reading)
         while self._waiting:
             told += self._assemble_next()
         if self._hurried:
@@ -275,22 +282,35 @@ class NamespaceTrace:
             self._note(str(exc))
             self._version = self._reading_for
             return []
-        before = self._read.ruleset
+        before, version = self._read.ruleset, self._reading_for
         told = []
-        if read.legacy.changed_since(self._fingerprint):
-            told = self._assemble_between(read.ruleset)
+        changed = read.legacy.changed_since(self._fingerprint)
+        if changed:
+            self._drain()
+            told += self._assemble_between(before, version - 1, read.ruleset)
         self._earlier.appendleft(before)
         self._read = read
         self._fingerprint = read.legacy
-        self._version = self._reading_for
+        self._version = version
+        if changed:
+            told += self._assemble_between(read.ruleset, version, before)
+            # What is open would be told by the new rules alone; nothing of it is in the
+            # socket still, so only a packet on its way this very moment is cut in two.
+            told += self._tell(self._assembler.flush(self._book))
         self._use(StepBook(self._decoder.table, read.ruleset, tuple(self._earlier)))
         return told
 
-    def _assemble_between(self, after: Ruleset) -> list[Told]:
-        """Tell the events that came while a legacy table changed, by what both versions say."""
-        self._use(StepBook(self._decoder.table, self.ruleset, tuple(self._earlier), after))
+    def _drain(self) -> None:
+        # What lies in the socket may be older than the change that was found.
+        for _ in range(_DRAINED):
+            if self._receive() is None:
+                return
+
+    def _assemble_between(self, ruleset: Ruleset, version: int, rival: Ruleset) -> list[Told]:
+        """Tell what came until a changed legacy table was read, by what both versions say."""
+        self._use(StepBook(self._decoder.table, ruleset, tuple(self._earlier), rival))
         told = []
-        while self._waiting and self._waiting[0].by < self._reading_for:
+        while self._waiting and self._waiting[0].by <= version:
             told += self._assemble_next()
         return told
 
