@@ -19,6 +19,8 @@ from tracer.core.ruleset import Ruleset
 from tracer.core.step_book import StepBook
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from tracer.core.paths import Path
 
 NAMES = ["linux-6.1", "linux-6.12", "linux-6.18"]
@@ -31,6 +33,8 @@ NFTABLES = 10
 
 #: A step in short: engine, table, chain, rule number, verdict, changes.
 Short = tuple[str, str, str, int | None, str, dict[str, tuple[object, object]]]
+#: A journey in short: destination port, kind of ending, steps.
+Told = tuple[int, str, list[Short]]
 
 
 def _step(engine: str, place: str, rule: int | None, verdict: str, **changes: object) -> Short:
@@ -118,10 +122,8 @@ EXPECTED = [
 ]
 
 
-def _ruleset(name: str) -> Ruleset:
-    """Return the router's rules as the tools listed them on that kernel."""
-    legacy = (FIXTURES / f"{name}.legacy.txt").read_text("utf-8")
-    native = (FIXTURES / f"{name}.nft-list.txt").read_text("utf-8")
+def read_ruleset(legacy: str, native: str) -> Ruleset:
+    """Return the router's rules as iptables-legacy-save and nft listed them."""
     tables = [*parse_iptables_save(legacy, "legacy", "ip"), *parse_nft(native)]
     return Ruleset({(table.engine, table.family, table.name): table for table in tables})
 
@@ -132,14 +134,11 @@ def _short(path: Path) -> list[Short]:
     ]
 
 
-@pytest.mark.parametrize("size", [1, 7, 1000])
-@KERNELS
-def test_the_same_packets_have_the_same_journeys(name: str, size: int) -> None:
-    """Every step, change and ending is the same whichever kernel tells it, however it is cut."""
+def tell(messages: Sequence[bytes], ruleset: Ruleset, size: int) -> list[Told]:
+    """Assemble a recording in batches of *size* messages, sorted as EXPECTED is."""
     decoder, assembler = TraceDecoder(), Assembler()
-    book = StepBook(decoder.table, _ruleset(name))
-    paths, messages, told = PathBook(book, lambda _queue: False), recorded(name), []
-
+    book = StepBook(decoder.table, ruleset)
+    paths, told = PathBook(book, lambda _queue: False), []
     batches = [decode(decoder, messages[at : at + size]) for at in range(0, len(messages), size)]
     parts = [assembler.add(batch, book, 1) for batch in batches]
     for part in (*parts, assembler.flush(book)):
@@ -149,9 +148,21 @@ def test_the_same_packets_have_the_same_journeys(name: str, size: int) -> None:
             told.append((port, path.ending.kind.value, _short(path)))
         assert part.whole.all()
         assert part.complete.all()
-
-    assert EXPECTED == sorted(told, key=lambda one: [port for port, *_ in EXPECTED].index(one[0]))
     assert (0, 0, 0) == (decoder.malformed, decoder.foreign, assembler.evicted)
+    return sorted(told, key=lambda one: [port for port, *_ in EXPECTED].index(one[0]))
+
+
+@pytest.mark.parametrize("size", [1, 7, 1000])
+@KERNELS
+def test_the_same_packets_have_the_same_journeys(name: str, size: int) -> None:
+    """Every step, change and ending is the same whichever kernel tells it, however it is cut."""
+    lists = [
+        (FIXTURES / f"{name}.{kind}.txt").read_text("utf-8") for kind in ("legacy", "nft-list")
+    ]
+
+    told = tell(recorded(name), read_ruleset(*lists), size)
+
+    assert EXPECTED == told
 
 
 def _ends(name: str) -> Counter[tuple[int, bool, int]]:

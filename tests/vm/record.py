@@ -18,6 +18,7 @@ import platform
 import re
 import struct
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -91,8 +92,7 @@ TCP = {7005: 1, 7010: 1}
 
 @contextlib.contextmanager
 def _network() -> Iterator[None]:
-    """Build client, router and server with the rules; they end with this process."""
-    nets.enter_private_namespaces()
+    """Build client, router and server with the rules."""
     for name in ("client", "router", "server"):
         nets.add_netns(name, forward=name == "router")
     nets.veth("client", "eth0", f"{CLIENT}/24", "router", "eth0", f"{ROUTER}/24")
@@ -100,6 +100,8 @@ def _network() -> Iterator[None]:
     nets.load_rules("router", "legacy", _LEGACY)
     nets.load_rules("router", "nftables", _NATIVE)
     yield
+    for name in ("client", "router", "server"):
+        nets.delete_netns(name)
 
 
 def _send() -> None:
@@ -120,9 +122,17 @@ def _read(socket: TraceSocket) -> list[bytes]:
     return messages
 
 
-def record() -> dict[str, bytes]:
-    """Return the recording's files by name."""
-    name = "linux-" + ".".join(platform.release().split(".")[:2])
+@dataclass(frozen=True, slots=True)
+class Recording:
+    """What the trace socket received, and the rules as the two tools listed them."""
+
+    messages: list[bytes]
+    legacy: str
+    native: str
+
+
+def record() -> Recording:
+    """Send the packets and return what came; below private namespaces."""
     wanted = Filter(src=ipaddress.ip_network(CLIENT))
     options = FollowOptions(wanted, both=False, rate=0, buffer_bytes=1 << 22, ends=False)
     with _network():
@@ -132,11 +142,17 @@ def record() -> dict[str, bytes]:
             _send()
             messages = _read(session.traces[0].socket)
     kept = [line for line in legacy.splitlines(keepends=True) if line[0] != "#"]
+    return Recording(messages, "".join(kept), native)
+
+
+def _files(recording: Recording) -> dict[str, bytes]:
+    name = "linux-" + ".".join(platform.release().split(".")[:2])
+    messages = recording.messages
     return {
         f"{name}.raw": b"".join(one + bytes(-len(one) % 4) for one in messages),
         f"{name}.len": b"".join(struct.pack("<H", len(one)) for one in messages),
-        f"{name}.legacy.txt": "".join(kept).encode(),
-        f"{name}.nft-list.txt": native.encode(),
+        f"{name}.legacy.txt": recording.legacy.encode(),
+        f"{name}.nft-list.txt": recording.native.encode(),
     }
 
 
@@ -151,5 +167,6 @@ if __name__ == "__main__":
     if sys.argv[1:] == ["keep"]:
         _keep(sys.stdin)
     else:
-        for file, content in record().items():
+        nets.enter_private_namespaces()
+        for file, content in _files(record()).items():
             sys.stdout.write(f"fixture {file} {base64.b64encode(content).decode()}\n")
