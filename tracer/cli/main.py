@@ -4,23 +4,37 @@ from __future__ import annotations
 
 import os
 import sys
+from importlib import import_module
 
 import click
 
 from tracer import __version__
-from tracer.cli.check import check
-from tracer.cli.demo import demo
-from tracer.cli.drops import drops
-from tracer.cli.follow import follow
 from tracer.errors import NftraceError, OutputError
 
 __all__ = ["cli", "main"]
 
 _USAGE = 2
 _INTERRUPTED = 130
+#: Each is the command of that name in the module of that name.
+_COMMANDS = ("drops", "follow", "check", "demo")
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class _Commands(click.Group):
+    """Imports the one command that is asked for: following must not wait for the others."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        del ctx
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        del ctx
+        if cmd_name not in _COMMANDS:
+            return None
+        command: click.Command = getattr(import_module(f"tracer.cli.{cmd_name}"), cmd_name)
+        return command
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="nftrace")
 @click.option("--debug", is_flag=True, hidden=True, help="let tracebacks of errors through")
 @click.pass_context
@@ -28,12 +42,6 @@ def cli(context: click.Context, *, debug: bool) -> None:
     """Tell where a packet died, which rule killed it, and since when."""
     # The group's context is gone when its command has raised: the run's own keeps it.
     context.obj["debug"] = debug
-
-
-cli.add_command(drops)
-cli.add_command(follow)
-cli.add_command(check)
-cli.add_command(demo)
 
 
 def main() -> None:
