@@ -16,9 +16,11 @@ where the kernel's order is known:
 3. Packets that cannot be told apart by fingerprint (retransmissions by a sender that sets
    no IP id, a load of equal datagrams) follow each other, or, on several CPUs, overlap.
    Where one begins before the former was seen to end, rule 2 would guess: these few are
-   taken one by one, and a legacy event goes to the first journey with its addresses that
-   may still take this step. Equal packets that overlap may change places; no step is ever
-   given to a packet of other headers.
+   taken one by one (`tracer.core.overlaps`), and a legacy event goes to a journey with its
+   addresses whose walk it continues. Equal packets that overlap may change places; no step
+   is ever given to a packet of other headers.
+
+`tracer.core.identity` holds the three rules; here is what is kept from batch to batch.
 
 An event that is one journey's is never another's. A journey ends when an event ended the
 packet, when its trace id begins anew, when it passed our mark behind its last hook, or
@@ -34,7 +36,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tracer.core.events import EVENT, LEGACY, NO_PACKET, PACKET
-from tracer.core.overlaps import take_apart
+from tracer.core.identity import assign
 
 if TYPE_CHECKING:
     from tracer.core.events import TraceBatch
@@ -56,8 +58,6 @@ QUEUE_QUIET_NS = 2_000_000_000
 #: Tails of packets that were on their way when a hole ended arrive within this.
 _TAIL_NS = 50_000_000
 
-Array = npt.NDArray[np.generic]
-
 
 class _Rows(NamedTuple):
     """Events with what their batch says of them, column by column."""
@@ -78,9 +78,9 @@ class Journeys:
 
     *events* is `EVENT (n,)`, each journey's events together and in the kernel's order;
     journey i has rows `bounds[i]` to `bounds[i + 1]`. *packets* is `PACKET (k,)`.
-    The others have a row for each journey: *started_ns* and *last_ns* by the wall clock
-    of reading, *lost* the messages lost while it was open, *complete* whether none can
-    have been its own, *whole* whether it was traced from its first hook on.
+    The others have a row for each journey: *started_ns* by the wall clock of reading,
+    *lost* the messages lost while it was open, *complete* whether none can have been its
+    own, *whole* whether it was traced from its first hook on.
     """
 
     events: npt.NDArray[np.void]
@@ -107,6 +107,7 @@ class Assembler:
         self._rows = _no_rows()
         self._packets = np.zeros(0, PACKET)
         self._hole_ns = -_TAIL_NS
+        self._hole_lost = 0
 
     @property
     def open_events(self) -> int:
@@ -121,21 +122,21 @@ class Assembler:
         *,
         doubtful: bool = False,
         lost: int = 0,
-        goes_on: bool = False,
+        hole_lost: int = 0,
     ) -> Journeys:
         """
         Take in a batch and return the journeys that ended.
 
         Shape: *batch* follows the batches before it in the kernel's order. *doubtful*
-        and *lost* are `tracer.sources.trace_socket.Received`'s; *goes_on*: of the same read
-        as the batch before, so that what is open has its loss already. *received_ns* does
-        not go backwards by more than clocks do. An empty batch lets quiet journeys end.
+        and *hole_lost* are `tracer.sources.trace_socket.Received`'s; *lost* is what was lost
+        since the batch before. *received_ns* does not go backwards by more than clocks do.
+        An empty batch lets quiet journeys end.
         """
         book.refresh()
-        rows = self._join(batch, received_ns, doubtful=doubtful, lost=lost, goes_on=goes_on)
+        rows = self._join(batch, received_ns, doubtful=doubtful, lost=lost, hole_lost=hole_lost)
         if not len(rows.events):
             return self._finish(rows, np.zeros(0, np.int64), np.zeros(0, np.bool_), book)
-        owner = _assign(rows.events, self._packets, book)
+        owner = assign(rows.events, self._packets, book)
         order = np.argsort(owner, kind="stable")
         rows, owner = rows.take(order), owner[order]
         ended = self._find_ended(rows, owner, order, book, received_ns)
@@ -147,21 +148,20 @@ class Assembler:
         rows = self._rows
         if not len(rows.events):
             return self._finish(rows, np.zeros(0, np.int64), np.zeros(0, np.bool_), book)
-        owner = _assign(rows.events, self._packets, book)
+        owner = assign(rows.events, self._packets, book)
         order = np.argsort(owner, kind="stable")
         ended = np.ones(int(owner.max()) + 1, np.bool_)
         return self._finish(rows.take(order), owner[order], ended, book, order)
 
     def _join(
-        self, batch: TraceBatch, received_ns: int, *, doubtful: bool, lost: int, goes_on: bool
+        self, batch: TraceBatch, received_ns: int, *, doubtful: bool, lost: int, hole_lost: int
     ) -> _Rows:
         """Put the batch's rows behind the open ones."""
         if doubtful:
-            self._hole_ns = received_ns
+            self._hole_ns, self._hole_lost = received_ns, hole_lost
         old, count = self._rows, len(batch.events)
         if len(old.events) and (doubtful or lost):
-            more = 0 if goes_on else lost
-            old = old._replace(lost=old.lost + more, doubtful=old.doubtful | doubtful)
+            old = old._replace(lost=old.lost + lost, doubtful=old.doubtful | doubtful)
         events = batch.events
         if len(self._packets) and count:
             events = events.copy()
@@ -172,7 +172,7 @@ class Assembler:
         fresh = _Rows(
             events,
             np.full(count, received_ns, np.int64),
-            np.full(count, lost, np.int64),
+            np.full(count, hole_lost, np.int64),
             np.full(count, doubtful, np.bool_),
         )
         if not len(old.events):
@@ -236,6 +236,7 @@ class Assembler:
         doubtful = np.logical_or.reduceat(rows.doubtful, starts)
         tail = ~whole & (rows.received[starts] - self._hole_ns < _TAIL_NS)
         lost = np.maximum.reduceat(rows.lost, starts)
+        lost = np.where(tail & (lost == 0), self._hole_lost, lost)
         return Journeys(
             rows.events,
             self._packets,
@@ -281,129 +282,9 @@ def _is_superseded(
     nft = nft[np.argsort(order[nft], kind="stable")]
     latest: npt.NDArray[np.bool_] = np.zeros(int(owner[-1]) + 1, np.bool_)
     # The last journey of each id, and those with no nft event, are not superseded.
-    ids, back = np.unique(events["trace_id"][nft][::-1], return_index=True)
-    del ids
+    _, back = np.unique(events["trace_id"][nft][::-1], return_index=True)
     latest[owner[nft][::-1][back]] = True
     has_nft = np.zeros(len(latest), np.bool_)
     has_nft[owner[nft]] = True
     superseded: npt.NDArray[np.bool_] = has_nft & ~latest
     return superseded
-
-
-def _filled(index: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Carry each index forward over the -1 behind it."""
-    return np.maximum.accumulate(index)
-
-
-def _assign(
-    events: npt.NDArray[np.void], packets: npt.NDArray[np.void], book: StepBook
-) -> npt.NDArray[np.int64]:
-    """
-    Give each event its journey's number.
-
-    Shape: *events* in the kernel's order; the result has a number for each, counted in
-    the order in which the journeys began.
-    """
-    legacy = (events["flags"] & LEGACY) != 0
-    owner = np.full(len(events), -1, np.int64)
-    fingerprint = _fingerprints(events, packets)
-    nft = np.flatnonzero(~legacy)
-    if len(nft):
-        nft = nft[np.argsort(events["trace_id"][nft], kind="stable")]
-        start = _find_starts(events[nft], fingerprint[nft], book)
-        number = np.cumsum(start) - 1
-        owner[nft] = number
-        if legacy.any():
-            fingerprint[nft] = fingerprint[nft][start][number]
-    if legacy.any():
-        owner = _join_legacy(events, packets, fingerprint, owner, legacy, book)
-    return _numbered_by_start(owner)
-
-
-def _fingerprints(
-    events: npt.NDArray[np.void], packets: npt.NDArray[np.void]
-) -> npt.NDArray[np.uint64]:
-    carried = events["packet"] != NO_PACKET
-    found = np.zeros(len(events), np.uint64)
-    found[carried] = packets["fingerprint"][events["packet"][carried]]
-    return found
-
-
-def _find_starts(
-    events: npt.NDArray[np.void], fingerprint: npt.NDArray[np.uint64], book: StepBook
-) -> npt.NDArray[np.bool_]:
-    """Tell where journeys begin among nft events sorted by trace id (rule 1)."""
-    count = len(events)
-    step = events["step"]
-    same = np.zeros(count, np.bool_)
-    same[1:] = events["trace_id"][1:] == events["trace_id"][:-1]
-    headed = events["packet"] != NO_PACKET
-    # Chains of ours behind the first stand beside the ruleset's order, not in it.
-    placed = headed & book.is_placed[step]
-    start = ~same
-    for column, differs in ((headed, fingerprint), (placed, None)):
-        index = np.full(count, -1, np.int64)
-        index[1:] = _filled(np.where(column, np.arange(count), -1))[:-1]
-        before = np.maximum(index, 0)
-        known = column & (index >= 0) & (events["trace_id"][before] == events["trace_id"])
-        if differs is not None:
-            start |= known & (differs != differs[before])
-            continue
-        rank, rank_before = book.rank[step], book.rank[step[before]]
-        again = (rank == rank_before) & (book.chain[step] == book.chain[step[before]])
-        start |= known & ((rank < rank_before) | again)
-    start[1:] |= book.is_final[step[:-1]]
-    return start
-
-
-def _join_legacy(  # noqa: PLR0913, PLR0917 - the columns of one table
-    events: npt.NDArray[np.void],
-    packets: npt.NDArray[np.void],
-    fingerprint: npt.NDArray[np.uint64],
-    owner: npt.NDArray[np.int64],
-    legacy: npt.NDArray[np.bool_],
-    book: StepBook,
-) -> npt.NDArray[np.int64]:
-    """Give legacy events their journeys (rules 2 and 3)."""
-    order = np.argsort(fingerprint, kind="stable")
-    key, mine, is_legacy = fingerprint[order], owner[order].copy(), legacy[order]
-    step = events["step"][order]
-    count = len(order)
-    same = np.zeros(count, np.bool_)
-    same[1:] = key[1:] == key[:-1]
-    closes = book.is_final[step] | book.is_last[step]
-    closed = np.zeros(count, np.bool_)
-    closed[1:] = closes[:-1]
-    # An nft journey's first event in its group of equal fingerprints.
-    begins = np.zeros(count, np.bool_)
-    seen, first = np.unique(mine, return_index=True)
-    begins[first[seen >= 0]] = True
-    rank = book.rank[step]
-    ranked = _filled(np.where(rank > _UNRANKED, np.arange(count), -1))
-    earlier = np.zeros(count, np.bool_)
-    earlier[1:] = rank[1:] < rank[np.maximum(ranked[:-1], 0)]
-    alone = is_legacy & (~same | closed | earlier)
-    group = np.cumsum(~same) - 1
-    has_legacy = np.bincount(group, weights=is_legacy) > 0
-    unclear = (begins & same & ~closed) | (alone & same & ~closed)
-    hard = (np.bincount(group, weights=unclear) > 0) & has_legacy
-    fresh = int(owner.max(initial=-1)) + 1
-    mine[alone] = fresh + np.arange(int(alone.sum()))
-    leader = _filled(np.where(~is_legacy | alone, np.arange(count), -1))
-    mine = np.where(is_legacy, mine[leader], mine)
-    result = np.empty(count, np.int64)
-    result[order] = mine
-    for one in np.flatnonzero(hard):
-        rows = np.sort(order[group == one])
-        result[rows] = take_apart(events[rows], packets, book) + int(result.max()) + 1
-    return result
-
-
-_UNRANKED = -(1 << 60)
-
-
-def _numbered_by_start(owner: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    found, first, inverse = np.unique(owner, return_index=True, return_inverse=True)
-    number = np.empty(len(found), np.int64)
-    number[np.argsort(first, kind="stable")] = np.arange(len(found))
-    return number[inverse]

@@ -1,13 +1,19 @@
 """
 Packets that look alike and overlap: taken apart one event at a time.
 
-The slow half of `tracer.core.assemble`, for the few events that its columns cannot
+The slow half of `tracer.core.identity`, for the few events that its columns cannot
 decide: those of packets with one fingerprint of which one begins before the former was
 seen to end.
+
+An nft event has its journey by its trace id. A legacy event can be of any packet that has
+its addresses and whose walk it continues. Of several it is given to the one furthest on
+its way, for packets that go the same way its only place; of equals to the one whose next
+nft event comes soonest, since this event must be taken before; else to the oldest.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -15,11 +21,18 @@ import numpy as np
 import numpy.typing as npt
 
 from tracer.core.events import LEGACY, NO_PACKET
+from tracer.core.legacy_walk import LegacyWalk
 
 if TYPE_CHECKING:
     from tracer.core.step_book import StepBook
 
-__all__ = ["take_apart"]
+__all__ = ["MAX_ALIKE", "take_apart"]
+
+#: Packets of one fingerprint that are on their way at once: each is on a processor of its
+#: own, or in a queue. The oldest takes no more legacy events when there are more.
+MAX_ALIKE = 256
+
+_NEVER = 1 << 62
 
 # Addresses and ports: what two packets of one fingerprint can differ in.
 _Endpoints = tuple[bytes, bytes, int, int]
@@ -27,80 +40,108 @@ _Endpoints = tuple[bytes, bytes, int, int]
 
 @dataclass(slots=True)
 class _Open:
-    """A journey while its events are collected."""
+    """A journey while its events are collected; *until* is where its trace id begins anew."""
 
     number: int
-    trace_id: int | None
-    endpoints: _Endpoints | None
-    rank: int
-    steps: set[int] = field(default_factory=set)
+    until: int
+    coming: deque[int]
+    endpoints: _Endpoints | None = None
+    rank: int = -_NEVER
+    taken: int = 0
+    walk: LegacyWalk = field(default_factory=LegacyWalk)
+
+    @property
+    def merit(self) -> tuple[int, int, int]:
+        """Its claim to an event that it could take, the greatest first."""
+        return (self.taken, -(self.coming[0] if self.coming else _NEVER), -self.number)
 
 
-def take_apart(
-    events: npt.NDArray[np.void], packets: npt.NDArray[np.void], book: StepBook
+def take_apart(  # noqa: PLR0913, PLR0917 - the columns of one table
+    events: npt.NDArray[np.void],
+    packets: npt.NDArray[np.void],
+    owner: npt.NDArray[np.int64],
+    position: npt.NDArray[np.int64],
+    until: npt.NDArray[np.int64],
+    book: StepBook,
 ) -> npt.NDArray[np.int64]:
     """
-    Give each event of one fingerprint its journey's number, counted from 0.
+    Give each event of one fingerprint its journey's number.
 
-    Shape: *events* in the kernel's order. An nft event goes by its trace id; a legacy
-    event to the first journey that has its addresses and ports, stands no later than
-    it, and has not taken this very step; failing that, to one whose source or
-    destination alone is the same, as NAT leaves it; failing that, it begins its own.
+    Shape: *events*, *owner* and *position* in the kernel's order: an nft event's *owner*
+    is its journey, a legacy event's -1; *position* is its place among all events. *until*
+    has for each nft journey the position at which its trace id begins anew. Journeys of
+    legacy events alone are numbered from the length of *until* on.
     """
-    apart = _Apart(packets, book)
-    return np.array([apart.place(event) for event in events], np.int64)
+    apart = _Apart(events, packets, owner, position, until, book)
+    return np.array([apart.place(index) for index in range(len(events))], np.int64)
 
 
 class _Apart:
-    def __init__(self, packets: npt.NDArray[np.void], book: StepBook) -> None:
+    def __init__(  # noqa: PLR0913, PLR0917 - the columns of one table
+        self,
+        events: npt.NDArray[np.void],
+        packets: npt.NDArray[np.void],
+        owner: npt.NDArray[np.int64],
+        position: npt.NDArray[np.int64],
+        until: npt.NDArray[np.int64],
+        book: StepBook,
+    ) -> None:
+        self._events = events
         self._packets = packets
+        self._owner = owner.tolist()
+        self._position = position.tolist()
+        self._until = until
         self._book = book
-        self._open: list[_Open] = []
-        self._count = 0
+        self._fresh = len(until)
+        self._open: dict[int, _Open] = {}
+        self._coming: dict[int, deque[int]] = {}
+        for index, number in enumerate(self._owner):
+            self._coming.setdefault(number, deque()).append(index)
 
-    def place(self, event: np.void) -> int:
+    def place(self, index: int) -> int:
+        """Return the journey of the event at *index*; call in order."""
+        event = self._events[index]
         step = int(event["step"])
         rank = int(self._book.rank[step])
         endpoints = self._endpoints_of(event)
         if event["flags"] & LEGACY:
-            journey = self._find_legacy(step, rank, endpoints)
+            journey = self._find(index, rank, endpoints) or self._begin(self._fresh, _NEVER)
+            journey.walk.take(self._book.resolve(step))
         else:
-            journey = self._find_nft(int(event["trace_id"]), rank, headed=endpoints is not None)
-        if journey is None:
-            trace_id = None if event["flags"] & LEGACY else int(event["trace_id"])
-            journey = self._begin(trace_id)
-        journey.steps.add(step)
-        journey.endpoints = endpoints or journey.endpoints
+            number = self._owner[index]
+            journey = self._open.get(number) or self._begin(number, int(self._until[number]))
+            journey.coming.popleft()
+        journey.taken += 1
         if endpoints is not None:
+            journey.endpoints = endpoints
             journey.rank = max(journey.rank, rank)
         if self._book.is_final[step] or self._book.is_last[step]:
-            self._open.remove(journey)
+            del self._open[journey.number]
         return journey.number
 
-    def _begin(self, trace_id: int | None) -> _Open:
-        journey = _Open(self._count, trace_id, None, -(1 << 62))
-        self._count += 1
-        self._open.append(journey)
+    def _begin(self, number: int, until: int) -> _Open:
+        self._fresh = max(self._fresh, number + 1)
+        journey = _Open(number, until, self._coming.get(number, deque()))
+        self._open[number] = journey
+        if len(self._open) > MAX_ALIKE:
+            del self._open[next(iter(self._open))]
         return journey
 
-    def _find_nft(self, trace_id: int, rank: int, *, headed: bool) -> _Open | None:
-        for journey in self._open:
-            if journey.trace_id == trace_id:
-                if headed and rank <= journey.rank:
-                    self._open.remove(journey)
-                    return None
-                return journey
-        return None
-
-    def _find_legacy(self, step: int, rank: int, endpoints: _Endpoints | None) -> _Open | None:
-        able = [
-            journey for journey in self._open if rank >= journey.rank and step not in journey.steps
-        ]
-        for alike in (_same, _half_same):
-            for journey in able:
-                if alike(journey.endpoints, endpoints):
-                    return journey
-        return None
+    def _find(self, index: int, rank: int, endpoints: _Endpoints | None) -> _Open | None:
+        """Return the journey that the legacy event at *index* continues."""
+        now = self._position[index]
+        for journey in [one for one in self._open.values() if one.until <= now]:
+            del self._open[journey.number]
+        near = [_nearness(one.endpoints, endpoints) for one in self._open.values()]
+        nearest = max(near, default=0)
+        alike = (
+            one
+            for one, here in zip(self._open.values(), near, strict=True)
+            if here == nearest and here
+        )
+        step = self._book.resolve(int(self._events[index]["step"]))
+        able = (one for one in alike if rank >= one.rank and one.walk.allows(step))
+        return max(able, key=lambda one: one.merit, default=None)
 
     def _endpoints_of(self, event: np.void) -> _Endpoints | None:
         if event["packet"] == NO_PACKET:
@@ -114,11 +155,17 @@ class _Apart:
         )
 
 
-def _same(one: _Endpoints | None, other: _Endpoints | None) -> bool:
-    return one == other
+def _nearness(one: _Endpoints | None, other: _Endpoints | None) -> int:
+    """
+    Tell how well a journey's endpoints fit an event's; 0 is not at all.
 
-
-def _half_same(one: _Endpoints | None, other: _Endpoints | None) -> bool:
+    NAT changes one end at a time, and often its address alone. Between two legacy events
+    that is the destination: the source is translated behind nearly all of them.
+    """
     if one is None or other is None:
-        return False
-    return (one[0], one[2]) == (other[0], other[2]) or (one[1], one[3]) == (other[1], other[3])
+        return int(one is other)
+    equal = [mine == its for mine, its in zip(one, other, strict=True)]
+    src, dst, sport, dport = equal
+    if not (src and sport) and not (dst and dport):
+        return 0
+    return sum(equal) + 2 * (src and sport)
