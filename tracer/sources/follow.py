@@ -122,10 +122,12 @@ class Follow:
 
     def drain(self) -> Iterator[Told]:
         """Disarm and return what is still queued and open."""
+        for trace in self.traces:
+            trace.socket.leave_announcements()
         self.disarm()
         for trace in self.traces:
             # Packets that others trace must not keep us from coming to the end.
-            trace.socket.leave()
+            trace.socket.leave_traces()
             count = 1
             while count:
                 told, count = trace.receive()

@@ -76,8 +76,8 @@ class _Waiting:
     """
     A decoded batch; *by* is the number of the ruleset version it must be read by.
 
-    *received_ns* is the wall clock, *taken_ns* the monotonic one. *goes_on*: of the same
-    read as the batch before.
+    *received_ns* is the wall clock, *taken_ns* the monotonic one. *lost* and *hole_lost*
+    are `Received`'s; of the batches of one read the first alone has *lost*.
     """
 
     batch: TraceBatch
@@ -85,9 +85,9 @@ class _Waiting:
     taken_ns: int
     doubtful: bool
     lost: int
+    hole_lost: int
     by: int
     legacy: bool
-    goes_on: bool
 
 
 class NamespaceTrace:
@@ -216,10 +216,10 @@ class NamespaceTrace:
                 received.received_ns,
                 time.monotonic_ns(),
                 received.doubtful,
-                received.lost,
+                0 if goes_on else received.lost,
+                received.hole_lost,
                 self._wanted,
                 legacy,
-                goes_on,
             )
         )
         self._waiting_events += len(batch.events)
@@ -243,7 +243,7 @@ class NamespaceTrace:
             one.received_ns,
             doubtful=one.doubtful,
             lost=one.lost,
-            goes_on=one.goes_on,
+            hole_lost=one.hole_lost,
         )
         return self._tell(journeys)
 

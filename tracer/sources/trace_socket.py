@@ -79,8 +79,8 @@ class Received:
     *words* is the buffer as 32-bit words, valid until the next read; message i is
     *lengths[i]* bytes from word *starts[i]*, in the kernel's order. *announced* holds
     the indexes of datagrams that announce changes. *doubtful*: a hole may lie in
-    this batch. *lost* counts the messages lost since the read before. *received_ns* is
-    the wall clock in nanoseconds.
+    this batch. *lost* counts the messages lost since the read before, *hole_lost* all
+    of the hole that this batch may be at. *received_ns* is the wall clock in nanoseconds.
     """
 
     words: npt.NDArray[np.uint32]
@@ -89,6 +89,7 @@ class Received:
     announced: npt.NDArray[np.int64]
     doubtful: bool
     lost: int
+    hole_lost: int
     received_ns: int
 
 
@@ -104,6 +105,7 @@ class TraceSocket:
         self.lost = 0
         self.truncated = 0
         self._overrun = False
+        self._hole_lost = 0
         try:
             self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_NETFILTER)
             self._socket.bind((0, 0))
@@ -142,10 +144,13 @@ class TraceSocket:
                 remedy = "run as root, on a kernel with CONFIG_NF_TABLES"
                 raise KernelRefusedError(message, remedy) from exc
 
-    def leave(self) -> None:
+    def leave_announcements(self) -> None:
+        """Receive no more announcements: our own disarming's would count where they are lost."""
+        self._socket.setsockopt(_SOL_NETLINK, _NETLINK_DROP_MEMBERSHIP, _NFNLGRP_NFTABLES)
+
+    def leave_traces(self) -> None:
         """Receive no more of nft's; what is queued can still be read, and comes to an end."""
-        for group in (_NFNLGRP_NFTABLES, _NFNLGRP_NFTRACE):
-            self._socket.setsockopt(_SOL_NETLINK, _NETLINK_DROP_MEMBERSHIP, group)
+        self._socket.setsockopt(_SOL_NETLINK, _NETLINK_DROP_MEMBERSHIP, _NFNLGRP_NFTRACE)
 
     def bind_nflog(self) -> None:
         """
@@ -193,13 +198,15 @@ class TraceSocket:
             return None
         received_ns = time.time_ns()
         doubtful = self._overrun and (count < wanted or wanted == _SMALL_BATCH)
-        lost = 0
+        lost, hole_lost = 0, 0
         if doubtful:
             _, now = self._memory()
             lost, self.lost = now - self.lost, now
+            hole_lost = self._hole_lost + lost
             # Where the queue ran empty the hole has ended.
             self._overrun = count == wanted
-        return self._collect(count, doubtful=doubtful, lost=lost, received_ns=received_ns)
+            self._hole_lost = hole_lost if self._overrun else 0
+        return self._collect(count, received_ns, (lost, hole_lost), doubtful=doubtful)
 
     def _next_batch(self) -> int:
         rmem, dropped = self._memory()
@@ -222,7 +229,9 @@ class TraceSocket:
             return 0
         raise KernelRefusedError(f"the trace socket broke ({os.strerror(error)})")
 
-    def _collect(self, count: int, *, doubtful: bool, lost: int, received_ns: int) -> Received:
+    def _collect(
+        self, count: int, received_ns: int, lost: tuple[int, int], *, doubtful: bool
+    ) -> Received:
         # Columns of struct mmsghdr: msg_len is word 14, msg_flags word 12.
         lengths = self._headers[:count, 14].astype(np.int64)
         cut = (self._headers[:count, 12] & _MSG_TRUNC) != 0
@@ -238,7 +247,7 @@ class TraceSocket:
             lengths,
             np.flatnonzero(announced),
             doubtful,
-            lost,
+            *lost,
             received_ns,
         )
 
