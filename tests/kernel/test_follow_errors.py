@@ -204,9 +204,9 @@ def test_a_defect_of_ours_is_one_line_and_a_traceback_where_asked(tmp_path: Path
     """What nobody foresaw is one line with status 1; --debug lets its traceback through."""
     broken = tmp_path / "broken.py"
     broken.write_text(
-        "import sys\nfrom tracer.cli import main\n"
-        "def check(**_):\n    raise RuntimeError('two\\nlines')\n"
-        "main.check.callback = check\nmain.main()\n"
+        "from tracer.cli.check import check\nfrom tracer.cli.main import main\n"
+        "def broken(**_):\n    raise RuntimeError('two\\nlines')\n"
+        "check.callback = broken\nmain()\n"
     )
     plain = nets.run(sys.executable, str(broken), "check", check=False)
     shown = nets.run(sys.executable, str(broken), "--debug", "check", check=False)
