@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from itertools import chain as joined
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -120,7 +121,7 @@ class Kernel:
     def walk(
         self,
         header: Header,
-        choose: Callable[[], bool],
+        choose: Callable[[Rule], bool],
         *,
         hooks: Sequence[str] = ROUTED,
         is_new: bool = True,
@@ -140,7 +141,7 @@ class Kernel:
 
 class _Walker:
     def __init__(
-        self, kernel: Kernel, header: Header, choose: Callable[[], bool], *, is_new: bool
+        self, kernel: Kernel, header: Header, choose: Callable[[Rule], bool], *, is_new: bool
     ) -> None:
         self._kernel = kernel
         self._header = header
@@ -216,7 +217,7 @@ class _Walker:
 
     def _pass_nft(self, table: Table, chain: Chain) -> Verdict | None:
         for rule in chain.rules:
-            if "always" not in rule.text and not self._choose():
+            if "always" not in rule.text and not self._choose(rule):
                 continue
             verdict = rule.verdict or Verdict.CONTINUE
             if "mark set" in rule.text:
@@ -244,7 +245,7 @@ class _Walker:
 
     def _pass_legacy(self, table: Table, chain: Chain) -> Verdict | None:
         for rule in chain.rules:
-            if not rule.unconditional and not self._choose():
+            if not rule.unconditional and not self._choose(rule):
                 continue
             verdict = rule.verdict or Verdict.CONTINUE
             word = "rule"
@@ -350,7 +351,7 @@ def cut(batch: TraceBatch, places: Iterable[int]) -> list[TraceBatch]:
     """Cut a batch in front of the events at *places*, which may repeat."""
     edges = [0, *sorted(places), len(batch.events)]
     parts = []
-    for start, end in zip(edges[:-1], edges[1:], strict=True):
+    for start, end in pairwise(edges):
         events = batch.events[start:end].copy()
         headed = events["packet"] != NO_PACKET
         packets = batch.packets[events["packet"][headed]]

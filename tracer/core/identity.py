@@ -77,9 +77,13 @@ def _find_starts(
     # Chains of ours behind the first stand beside the ruleset's order, not in it.
     placed = headed[book.is_placed[step[headed]]]
     now, before = placed[1:], placed[:-1]
-    rank, chain = book.rank[step], book.chain[step]
+    rank, chain, number = book.rank[step], book.chain[step], np.cumsum(start)
     again = (rank[now] == rank[before]) & (chain[now] == chain[before])
-    start[now] |= (trace_id[now] == trace_id[before]) & ((rank[now] < rank[before]) | again)
+    turned_back = (rank[now] < rank[before]) | again
+    # Where the journey has had no place yet: a packet whose beginning was lost, and another.
+    first = book.is_first[step[placed]]
+    start[placed[:1]] |= first[:1]
+    start[now] |= np.where(number[now] == number[before], turned_back, first[1:])
     return start
 
 

@@ -8,7 +8,9 @@ seen to end.
 An nft event has its journey by its trace id. A legacy event can be of any packet that has
 its addresses and whose walk it continues. Of several it is given to the one furthest on
 its way, for packets that go the same way its only place; of equals to the one whose next
-nft event comes soonest, since this event must be taken before; else to the oldest.
+nft event comes soonest, or whose trace id is used again soonest, since it must have this
+event before; else to the oldest. This fails only where equal packets overlap in a chain
+that is called twice at one hook: which call an event is of, it does not say.
 """
 
 from __future__ import annotations
@@ -34,13 +36,20 @@ MAX_ALIKE = 256
 
 _NEVER = 1 << 62
 
+_SOURCE_HOOKS = ("postrouting", "input")
+
 # Addresses and ports: what two packets of one fingerprint can differ in.
 _Endpoints = tuple[bytes, bytes, int, int]
 
 
 @dataclass(slots=True)
 class _Open:
-    """A journey while its events are collected; *until* is where its trace id begins anew."""
+    """
+    A journey while its events are collected.
+
+    *until* is the position at which its trace id begins anew; *coming* are those of its
+    nft events that are still ahead.
+    """
 
     number: int
     until: int
@@ -53,7 +62,7 @@ class _Open:
     @property
     def merit(self) -> tuple[int, int, int]:
         """Its claim to an event that it could take, the greatest first."""
-        return (self.taken, -(self.coming[0] if self.coming else _NEVER), -self.number)
+        return (self.taken, -(self.coming[0] if self.coming else self.until), -self.number)
 
 
 def take_apart(  # noqa: PLR0913, PLR0917 - the columns of one table
@@ -95,8 +104,8 @@ class _Apart:
         self._fresh = len(until)
         self._open: dict[int, _Open] = {}
         self._coming: dict[int, deque[int]] = {}
-        for index, number in enumerate(self._owner):
-            self._coming.setdefault(number, deque()).append(index)
+        for number, where in zip(self._owner, self._position, strict=True):
+            self._coming.setdefault(number, deque()).append(where)
 
     def place(self, index: int) -> int:
         """Return the journey of the event at *index*; call in order."""
@@ -132,16 +141,14 @@ class _Apart:
         now = self._position[index]
         for journey in [one for one in self._open.values() if one.until <= now]:
             del self._open[journey.number]
-        near = [_nearness(one.endpoints, endpoints) for one in self._open.values()]
-        nearest = max(near, default=0)
-        alike = (
-            one
-            for one, here in zip(self._open.values(), near, strict=True)
-            if here == nearest and here
-        )
         step = self._book.resolve(int(self._events[index]["step"]))
-        able = (one for one in alike if rank >= one.rank and one.walk.allows(step))
-        return max(able, key=lambda one: one.merit, default=None)
+        able = (
+            (_nearness(one.endpoints, endpoints, step.hook), one.merit, one)
+            for one in self._open.values()
+            if rank >= one.rank and one.walk.allows(step)
+        )
+        best = max(able, key=lambda one: one[:2], default=None)
+        return best[2] if best is not None and best[0] else None
 
     def _endpoints_of(self, event: np.void) -> _Endpoints | None:
         if event["packet"] == NO_PACKET:
@@ -155,17 +162,17 @@ class _Apart:
         )
 
 
-def _nearness(one: _Endpoints | None, other: _Endpoints | None) -> int:
+def _nearness(one: _Endpoints | None, other: _Endpoints | None, hook: str | None) -> int:
     """
     Tell how well a journey's endpoints fit an event's; 0 is not at all.
 
-    NAT changes one end at a time, and often its address alone. Between two legacy events
-    that is the destination: the source is translated behind nearly all of them.
+    NAT changes one end at a time, often its address alone; the source only at *hook*
+    postrouting and input.
     """
     if one is None or other is None:
         return int(one is other)
     equal = [mine == its for mine, its in zip(one, other, strict=True)]
     src, dst, sport, dport = equal
-    if not (src and sport) and not (dst and dport):
-        return 0
-    return sum(equal) + 2 * (src and sport)
+    if src and sport:
+        return 2 + sum(equal)
+    return sum(equal) if dst and dport and hook in _SOURCE_HOOKS else 0

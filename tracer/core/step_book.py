@@ -154,14 +154,18 @@ class StepBook:
             mine and step.chain.startswith(LAST_CHAINS)
             for mine, step in zip(own, fresh, strict=True)
         ]
+        ranks = [self._rank_of(*pair) for pair in zip(fresh, first, strict=True)]
         columns: dict[str, list[int] | list[bool]] = {
-            "rank": [self._rank_of(*pair) for pair in zip(fresh, first, strict=True)],
+            "rank": ranks,
             "chain": [self._number_chain(step) for step in fresh],
             "is_final": [step.verdict in _FINAL for step in fresh],
             "is_queue": [step.verdict is Verdict.QUEUE for step in fresh],
             "is_first": first,
             "is_last": last,
-            "is_placed": [one or not mine for one, mine in zip(first, own, strict=True)],
+            "is_placed": [
+                one or not (mine or rank == NO_RANK)
+                for one, mine, rank in zip(first, own, ranks, strict=True)
+            ],
             "is_shown": [
                 not mine and step.kind != "end" for mine, step in zip(own, fresh, strict=True)
             ],
