@@ -9,11 +9,12 @@ named right are kept.
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 import threading
 from collections import defaultdict
 from contextlib import ExitStack, closing
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from bpf.layout import LAYOUTS_MAX, STACK, Site
 from bpf.ring import RingReader
@@ -25,15 +26,17 @@ from tracer.sources.bpf_config import Calibration
 from tracer.sources.bpf_prove import prove
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     import numpy as np
 
     from bpf.loader import Loaded
 
-__all__ = ["STACK_RING_BYTES", "calibrate"]
+__all__ = ["STACK_RING_BYTES", "calibrate", "call_modules"]
 
-#: Room for six hundred stacks; forty are made.
+T = TypeVar("T")
+
+#: Room for five hundred stacks; forty are made.
 STACK_RING_BYTES = 1 << 20
 #: The largest that setsockopt(2) takes as an int.
 _MARK_MAX = (1 << 31) - 1
@@ -47,16 +50,31 @@ def calibrate(loaded: Loaded) -> Calibration:
     The calling thread stays in its namespace. Errors: what `bpf_range.build` and attaching
     raise.
     """
-    outcome: list[Calibration] = []
+    return _aside(lambda: _work(loaded))
+
+
+def call_modules() -> None:
+    """
+    Make the kernel load nf_tables and the legacy tables, by rules in a namespace that ends.
+
+    The machine's own namespace gets no table by it. What it has no module for stays away.
+    """
+    with contextlib.suppress(NftraceError):
+        _aside(bpf_range.build)
+
+
+def _aside(work: Callable[[], T]) -> T:
+    """Return what *work* does in a thread of its own, which may change its namespace."""
+    outcome: list[T] = []
     failures: list[NftraceError | OSError] = []
 
-    def work() -> None:
+    def run() -> None:
         try:
-            outcome.append(_work(loaded))
+            outcome.append(work())
         except (NftraceError, OSError) as exc:
             failures.append(exc)
 
-    thread = threading.Thread(target=work, name="calibrate")
+    thread = threading.Thread(target=run, name="calibrate")
     thread.start()
     thread.join()
     if failures:
