@@ -1,93 +1,62 @@
-"""One run of `nftrace follow` beside a test: started, armed, ended, and what it told."""
+"""`nftrace follow` for the length of a block, and a journey's parts that tests ask for."""
 
 from __future__ import annotations
 
 import contextlib
-import json
-import signal
-import sys
-import tempfile
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from tests.kernel import nets
+from tests.kernel import follow_helper
 
 if TYPE_CHECKING:
-    import subprocess
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
-_ARM_S = 15.0
-_END_S = 20.0
+    from tests.kernel.follow_helper import Following, Told
 
-#: A step in short: (table, chain, rule number, verdict).
-Place = tuple[str, str, int | None, str]
+__all__ = ["Live", "changes", "endpoints", "follow"]
 
 
-@dataclass
 class Live:
-    """A follow in the background; after its block *journeys*, *summary* and *status* stand."""
+    """A follow in the background; what it told stands after its block."""
 
-    process: subprocess.Popen[str]
-    journeys: list[dict[str, Any]] = field(default_factory=list)
-    summary: dict[str, Any] = field(default_factory=dict)
-    output: str = ""
-    errors: str = ""
-    status: int | None = None
+    def __init__(self, run: Following) -> None:
+        self.run = run
+        self.told: Told | None = None
 
     @property
-    def table(self) -> str:
-        """The name of its arming tables."""
-        return f"nftrace_follow_{self.process.pid}"
+    def journeys(self) -> list[dict[str, Any]]:
+        """The journeys in order."""
+        assert self.told is not None
+        return self.told.journeys
 
-    def is_armed(self, ns: str) -> bool:
-        """Tell whether its arming table stands in *ns*; an end of the run is an error."""
-        assert self.process.poll() is None, self.process.stderr and self.process.stderr.read()
-        return self.table in nets.ip_netns_exec(ns, "nft", "list", "tables").stdout
+    @property
+    def summary(self) -> dict[str, Any]:
+        """The last line."""
+        assert self.told is not None
+        return self.told.summary
+
+    @property
+    def status(self) -> tuple[int, str]:
+        """The exit status and what was written to standard error."""
+        assert self.told is not None
+        return self.told.status, self.told.errors
 
 
 @contextlib.contextmanager
-def follow(
-    ns: str, *words: str, armed: tuple[str, ...] = (), form: str = "json", ends: str = "off"
-) -> Iterator[Live]:
+def follow(ns: str, *words: str, armed_in: Sequence[str] = ()) -> Iterator[Live]:
     """
-    Run `nftrace follow -o FORM WORDS` in *ns* for the block, from armed to interrupted.
+    Follow in *ns* for the block, from armed to interrupted; what is queued then is told.
 
-    *armed* are the namespaces that it arms, by default *ns*. *ends* is --ends's word: what
-    becomes of packets behind their last rule is its own tests' matter. A run that ended before
-    (`--count`) is not interrupted.
+    A run that ended by itself (`--count`) is not interrupted.
     """
-    options = ("-o", form, "--ends", ends, *words)
-    command = (sys.executable, "-m", "tracer.cli.main", "follow", *options)
-    with tempfile.TemporaryFile("w+", encoding="utf-8") as output:
-        with nets.spawn(ns, *command, stdout=output) as process:
-            live = Live(process)
-            for one in armed or (ns,):
-                nets.wait_until(lambda one=one: live.is_armed(one), _ARM_S, f"arming {one}")  # type: ignore[misc]
-            yield live
-            if process.poll() is None:
-                process.send_signal(signal.SIGINT)
-            _, live.errors = process.communicate(timeout=_END_S)
-            live.status = process.returncode
-        output.seek(0)
-        live.output = output.read()
-    if form == "json":
-        *journeys, live.summary = map(json.loads, live.output.splitlines())
-        live.journeys = journeys
-
-
-def wait_for_lines(live: Live, count: int) -> None:
-    """Wait until a run that ends by itself has ended; *count* names what it waits for."""
-    nets.wait_until(lambda: live.process.poll() is not None, 10, f"the end after {count}")
-
-
-def places(journey: dict[str, Any]) -> list[Place]:
-    """Return a journey's steps in short."""
-    return [(s["table"], s["chain"], s["rule"], s["verdict"]) for s in journey["steps"]]
+    with follow_helper.follow(ns, *words, armed_in=armed_in) as run:
+        live = Live(run)
+        yield live
+        live.told = run.finish(0)
 
 
 def endpoints(packet: dict[str, Any]) -> str:
     """Return SRC > DST:PORT of a packet."""
-    return f"{packet['src']} > {packet['dst']}:{packet['dport']}"
+    return f"{packet['src']} > {packet['dst']}:{packet.get('dport')}"
 
 
 def changes(journey: dict[str, Any]) -> dict[str, list[Any]]:
