@@ -21,7 +21,7 @@ setsid bash -c "exec $(< /run/command)" > /dev/ttyS1 2>&1 < /dev/null
 status=$?
 # Let the line drain before the machine is gone.
 stty -F /dev/ttyS1 > /dev/null 2>&1
-((status <= 110)) || status=110
+((status <= 45)) || status=45
 # The byte is the format.
 # shellcheck disable=SC2059
 printf "\\x$(printf %x $((status + 16)))" |

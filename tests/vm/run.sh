@@ -9,8 +9,8 @@
 # checkout, with no input. The guest sees / under an overlay in its memory: what it writes
 # is gone with it. It has no network device. Kernels come from apt as packages, are
 # unpacked below .cache/vm and never installed.
-# Status: the command's, the highest of all kernels'; 124 out of time; 125 no emulator, no
-# kernel, or a guest that ended without a status.
+# Status: the command's, the highest of all kernels', 45 for any above; 124 out of time;
+# 125 no emulator, no kernel, or a guest that ended without a status.
 set -euo pipefail
 
 here=$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")
@@ -158,8 +158,9 @@ boot() {
     timeout --foreground -k 5 "$timeout_s" qemu-system-x86_64 "${machine[@]}" < /dev/null ||
         status=$?
     [[ -z $console ]] || cp "$work/console" "$console"
-    # guest.sh writes its status plus 16: qemu's own statuses are lower than 33.
-    if ((status >= 33 && status % 2 == 1)); then
+    # guest.sh writes its status plus 16: qemu's own statuses are below 33, and those of
+    # timeout and of signals above 123.
+    if ((status >= 33 && status <= 123 && status % 2 == 1)); then
         return $(((status - 33) / 2))
     fi
     tail -n 30 "$work/console" >&2
