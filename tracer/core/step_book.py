@@ -151,7 +151,7 @@ class StepBook:
             for mine, step in zip(own, fresh, strict=True)
         ]
         last = [
-            mine and step.chain.startswith(LAST_CHAINS)
+            mine and step.chain.startswith(LAST_CHAINS) and not self._goes_on(step)
             for mine, step in zip(own, fresh, strict=True)
         ]
         ranks = [self._rank_of(*pair) for pair in zip(fresh, first, strict=True)]
@@ -177,6 +177,14 @@ class StepBook:
     def resolve(self, step: int) -> ResolvedStep:
         """Return what step number *step* means."""
         return self._resolved[step]
+
+    def _goes_on(self, step: ResolvedStep) -> bool:
+        """Tell whether chains of a bridge or at egress can come behind our last chain."""
+        return step.hook == "postrouting" and any(
+            chain.hook == "egress" or (table.family == "bridge" and chain.hook is not None)
+            for table in self.ruleset.tables.values()
+            for chain in table.chains.values()
+        )
 
     def _number_chain(self, step: ResolvedStep) -> int:
         key = (step.family, step.table, step.chain, step.hook)
