@@ -101,6 +101,7 @@ class NamespaceTrace:
         self.namespace: Netns = socket.namespace
         self.socket = socket
         self.events = 0
+        self.readings = 0  # how often the rules were read again
         self.errors: list[str] = []
         self._pool = pool
         self._read = read
@@ -257,6 +258,7 @@ class NamespaceTrace:
     def _request(self) -> None:
         if self._reading is None:
             self._reading_for = self._wanted
+            self.readings += 1
             self._reading = self._pool.submit(_read_in, self.namespace)
 
     def _has_changed(self) -> bool:
