@@ -81,13 +81,13 @@ class PathBook:
         iif, oif = _devices(events, owner, bounds)
         last = events["step"][bounds[1:] - 1]
         volatile = is_changed | self._book.is_queue[last]
-        rows = zip(
-            edges[:-1].tolist(), edges[1:].tolist(), iif, oif, volatile.tolist(), strict=True
-        )
+        columns = (edges[:-1].tolist(), edges[1:].tolist(), iif, oif, last.tolist())
+        rows = zip(*columns, volatile.tolist(), strict=True)
         paths = []
         known = self._paths
-        for index, (start, end, into, out, special) in enumerate(rows):
-            key = (visible[start:end], into, out)
+        for index, (start, end, into, out, final, special) in enumerate(rows):
+            # The last step also where it is not shown: it says how far the packet came.
+            key = (visible[start:end], final, into, out)
             path = None if special else known.get(key)
             if path is None:
                 path = self._tell(journeys, index, key)
@@ -96,7 +96,7 @@ class PathBook:
             paths.append(path)
         return paths
 
-    def _tell(self, journeys: Journeys, index: int, key: tuple[bytes, int, int]) -> Path:
+    def _tell(self, journeys: Journeys, index: int, key: tuple[bytes, int, int, int]) -> Path:
         rows = slice(journeys.bounds[index], journeys.bounds[index + 1])
         events = journeys.events[rows]
         steps = [self._book.resolve(int(step)) for step in events["step"]]
@@ -107,7 +107,7 @@ class PathBook:
         full = (*key, _frozen(changes), ending.kind)
         path = self._paths.get(full)
         if path is None:
-            path = Path(told, ending, *key[1:])
+            path = Path(told, ending, *key[2:])
             if len(self._paths) >= MAX_PATHS:
                 self._paths.clear()
             self._paths[full] = path
