@@ -71,20 +71,6 @@ def test_a_flood_keeps_to_its_rate(wire: tuple[str, str]) -> None:
     assert done.elapsed_ns > 0.9 * 997 / 5000 * 1e9
 
 
-def test_a_wire_is_silent_until_a_test_sends(wire: tuple[str, str]) -> None:
-    """Neither ARP nor IPv6 says a word of its own on a new cable."""
-    a, b = wire
-    count = (
-        "table netdev quiet {\nchain c {\ntype filter hook ingress device eth0 priority 0;\n"
-        "counter\n}\n}\n"
-    )
-    nets.load_rules(b, "nftables", count)
-    nets.send_udp(a, "fd09::2", 9, 3)
-    nets.send_udp(a, "10.9.0.2", 9, 2)
-
-    assert [5] == nets.rule_counters(b, "nftables", "netdev quiet", "c")
-
-
 def test_the_machine_sees_no_namespace_of_ours(
     netns: Callable[..., str], private_machine: nets.Outside
 ) -> None:
