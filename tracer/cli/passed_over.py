@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
+
+from tracer.core.journey import Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -12,6 +14,11 @@ if TYPE_CHECKING:
     from tracer.sources.follow import Follow
 
 __all__ = ["PassedOver"]
+
+# Engine, family, table, chain, and the hook that led there.
+_Visit: TypeAlias = tuple[str, str, str, str, str | None]
+
+_LEAVING = (Verdict.RETURN, Verdict.GOTO)
 
 
 class PassedOver:
@@ -31,19 +38,21 @@ class PassedOver:
         if ruleset is None:
             return {}
         found: dict[int, Sequence[Rule]] = {}
-        reached: dict[tuple[str, str, str, str | None], int] = {}
+        reached: dict[_Visit, int] = {}
         for index, step in enumerate(journey.steps):
             key = (step.engine, step.family, step.table, step.chain)
-            visit = (*key[1:], step.hook)
+            visit = (*key, step.hook)
             chain = ruleset.find_chain(*key)
             if chain is None:
                 continue
-            end = len(chain.rules) + 1 if step.rule is None else step.rule
+            last = len(chain.rules) + 1
+            end = last if step.rule is None else step.rule
             start = reached.get(visit, 0)
-            if end <= start:
+            if end <= start and step.rule is not None:
                 start = 0
             found[index] = chain.rules[start : end - 1]
-            reached[visit] = end
+            # Behind a return or a goto comes the chain's end; the rules between are not tried.
+            reached[visit] = last if step.verdict in _LEAVING else end
             _forget_target(step, reached)
         return found
 
@@ -54,7 +63,7 @@ class PassedOver:
         return None
 
 
-def _forget_target(step: Step, reached: dict[tuple[str, str, str, str | None], int]) -> None:
+def _forget_target(step: Step, reached: dict[_Visit, int]) -> None:
     # A chain that is jumped to is walked from its beginning, also the second time.
     if step.target is not None:
-        reached.pop((step.family, step.table, step.target, step.hook), None)
+        reached.pop((step.engine, step.family, step.table, step.target, step.hook), None)
