@@ -16,7 +16,7 @@ from rich.style import Style
 
 from tracer.cli import theme
 from tracer.cli.render_ending import last_seen
-from tracer.cli.render_packet import clock_text, final_packet, icmp_name, peer, rule_text
+from tracer.cli.render_packet import clock_text, icmp_name, peer, rule_text
 from tracer.cli.render_safe import escape
 from tracer.core.journey import EndingKind
 
@@ -28,12 +28,15 @@ if TYPE_CHECKING:
 __all__ = ["CompactTemplate", "journey_note", "packet_columns", "render_compact"]
 
 
+_ENDPOINTS = ("src", "sport", "dst", "dport")
+
+
 class CompactTemplate:
     """
     The constant part of the lines of all journeys that went as *journey* did.
 
-    Same namespace, steps and ending: what is left for each line is the time and the
-    packet's columns.
+    Same namespace, steps and ending: what is left for each line is the time, the packet's
+    columns, and where an address was translated what it was with the packet's other ones.
     """
 
     def __init__(
@@ -49,13 +52,39 @@ class CompactTemplate:
         tail = f"{kind}{padding} {place} {_rule_column(journey)} {_text(journey, symbols)}"
         self._tail = tail.rstrip()
         self._netns = f"{_column(journey.netns, symbols):<8}"
+        self._arrow = symbols.arrow
+        self._now = {
+            name: after
+            for step in journey.steps
+            for name, (_, after) in step.changes.items()
+            if name in _ENDPOINTS
+        }
+
+    @property
+    def translates(self) -> bool:
+        """Whether some step changed an address or a port."""
+        return bool(self._now)
+
+    def translated(
+        self, src: str | None, sport: int | None, dst: str | None, dport: int | None
+    ) -> str:
+        """Return the addresses after NAT, which people grep for; empty where they are the same."""
+        before = (src, sport, dst, dport)
+        after = [self._now.get(*each) for each in zip(_ENDPOINTS, before, strict=True)]
+        if after == list(before):
+            return ""
+        ends = [
+            peer(None if address is None else str(address), None if port is None else int(port))
+            for address, port in (after[:2], after[2:])
+        ]
+        return f" (now {ends[0]} {self._arrow} {ends[1]})"
 
     def line(self, clock: str, columns: str, note: str = "") -> str:
         """
         Return the line, without its end.
 
         *clock* is the time as shown, *columns* what `packet_columns` makes of the packet,
-        *note* a remark on this journey alone.
+        *note* what is said of this packet alone: `translated`, `journey_note`.
         """
         return f"{clock} {self._netns} {columns} {self._tail}{note}"
 
@@ -78,8 +107,11 @@ def render_compact(
 ) -> str:
     """Return the journey's line, without its end; times in *zone*, None for the machine's."""
     template = CompactTemplate(journey, color=color, symbols=symbols)
-    columns = packet_columns(journey.packet, symbols)
-    return template.line(clock_text(journey.start_ns, zone), columns, journey_note(journey))
+    packet = journey.packet
+    columns = packet_columns(packet, symbols)
+    now = template.translated(packet.src, packet.sport, packet.dst, packet.dport)
+    clock = clock_text(journey.start_ns, zone)
+    return template.line(clock, columns, now + journey_note(journey))
 
 
 def journey_note(journey: Journey) -> str:
@@ -112,17 +144,4 @@ def _text(journey: Journey, symbols: theme.Symbols) -> str:
         text = escape(rule_text(ending.text or "", ending.chain), ascii_only=symbols.ascii_only)
     if ending.reason not in {None, "NETFILTER_DROP"}:
         text += f" ({escape(ending.reason or '', ascii_only=symbols.ascii_only)})"
-    return f"{text}{_translated(journey, symbols)}"
-
-
-def _translated(journey: Journey, symbols: theme.Symbols) -> str:
-    """Return the addresses after NAT where some step changed them: people grep for them."""
-    packet, now = journey.packet, final_packet(journey.packet, journey.steps)
-    before = (packet.src, packet.sport, packet.dst, packet.dport)
-    if before == (now["src"], now["sport"], now["dst"], now["dport"]):
-        return ""
-    ends = [
-        peer(str(now[address]), None if now[port] is None else int(now[port] or 0))
-        for address, port in (("src", "sport"), ("dst", "dport"))
-    ]
-    return f" (now {ends[0]} {symbols.arrow} {ends[1]})"
+    return text

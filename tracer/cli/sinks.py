@@ -17,7 +17,12 @@ from exporters.json_lines import (
     render_start,
     render_summary,
 )
-from tracer.cli.render_compact import CompactTemplate, journey_note, packet_columns
+from tracer.cli.render_compact import (
+    CompactTemplate,
+    journey_note,
+    packet_columns,
+    render_compact,
+)
 from tracer.cli.render_packet import clock_text, peer
 from tracer.cli.render_summary import render_summary_text
 from tracer.cli.theme import symbols_for
@@ -147,7 +152,7 @@ class JsonSink:
         lines = []
         fingerprints = chosen.packets["fingerprint"].tolist()
         lasted = chosen.lasted_us
-        special = ~chosen.complete | ~chosen.whole
+        special = ~chosen.complete | ~chosen.whole | (chosen.lost != 0)
         if lasted is not None:
             special |= lasted >= 0
         starts = _cached(render_start, chosen.started_ns)
@@ -255,12 +260,15 @@ class CompactSink:
                 template = self._add(trace, chosen, row, first_id + row)
             if plain:
                 shown = _compact_columns(columns, arrow)
+                now = template.translated(*columns[2:6]) if template.translates else ""
             else:
-                shown = packet_columns(packet_value(chosen.packets[row]), self._symbols)
+                packet = packet_value(chosen.packets[row])
+                shown = packet_columns(packet, self._symbols)
+                now = template.translated(packet.src, packet.sport, packet.dst, packet.dport)
             note = ""
             if odd:
                 note = journey_note(self.names.journey(trace, chosen, row, first_id + row))
-            lines.append(template.line(clock, shown, note))
+            lines.append(template.line(clock, shown, now + note))
         lines.append("")
         self._out.write("\n".join(lines))
         self._out.flush()
@@ -334,10 +342,7 @@ class PcapSink:
             raw = packet["raw"].tobytes()
             network = raw[: int(packet["network_length"])]
             transport = raw[40 : 40 + int(packet["transport_length"])]
-            template = CompactTemplate(journey)
-            comment = template.line(
-                clock_text(journey.start_ns, None), packet_columns(journey.packet)
-            )
+            comment = render_compact(journey)
             self._writer.write(journey, network, transport, comment)
         self._writer.flush()
 
