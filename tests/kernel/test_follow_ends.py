@@ -42,7 +42,7 @@ def _ends(live: Live) -> dict[tuple[Any, ...], int]:
 
 
 def _follow(*words: str, ns: str = "r", ends: str = "auto") -> Any:  # noqa: ANN401 - a context
-    return follow(ns, *words, ends=ends)
+    return follow(ns, "--ends", ends, *words)
 
 
 @pytest.mark.usefixtures("road")
