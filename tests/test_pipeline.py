@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.core.trace_kernel import (
@@ -258,6 +258,7 @@ def test_the_oldest_goes_when_too_many_wait() -> None:
     assert MAX_JOINING == len(list(joiner.take()))
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 2), st.integers(0, 400)), max_size=40))
 def test_no_journey_is_lost_or_doubled(added: list[tuple[int, int, int]]) -> None:
     """Whatever comes in whatever order, each journey leaves once, in packets of one fingerprint."""

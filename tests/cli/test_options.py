@@ -8,7 +8,7 @@ import os
 import click
 import pytest
 from click.testing import CliRunner
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tracer.cli.options import filter_options, namespaces_of, read_filter
@@ -95,6 +95,7 @@ def test_wrong_words_are_named(words: dict[str, str], named: str) -> None:
     assert 2 == error.exit_status
 
 
+@settings(deadline=None)
 @given(st.sampled_from(WORDS), st.text(max_size=20))
 def test_any_text_is_read_or_refused(word: str, text: str) -> None:
     """Whatever is typed, the answer is a filter or a usage error."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tracer.core.announcements import is_ruleset_change
@@ -106,12 +106,14 @@ def test_a_name_of_lying_length_is_no_name() -> None:
     assert is_ruleset_change(message)
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=200))
 def test_any_bytes_are_answered(datagram: bytes) -> None:
     """Whatever comes, the answer is yes or no, and no endless loop."""
     assert is_ruleset_change(datagram) in (True, False)
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=60), st.integers(0, 70))
 def test_any_attributes_are_answered(attributes: bytes, length: int) -> None:
     """The same for a rule's message with any attributes."""

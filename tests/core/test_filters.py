@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.journeys import article
@@ -75,6 +75,7 @@ FILTERS = st.builds(
 )
 
 
+@settings(deadline=None)
 @given(FILTERS, st.lists(_packets(), max_size=23))
 def test_packets_match_as_one_by_one(wanted: Filter, plain: list[Plain]) -> None:
     """The columns say of each packet what reading its words one by one says."""
@@ -83,6 +84,7 @@ def test_packets_match_as_one_by_one(wanted: Filter, plain: list[Plain]) -> None
     assert expected == wanted.match_packets(_rows(plain)).tolist()
 
 
+@settings(deadline=None)
 @given(FILTERS, _packets())
 def test_replies_match_the_reversed_filter(wanted: Filter, packet: Plain) -> None:
     """A packet's reply meets the reversed filter exactly when the packet meets the filter."""
