@@ -196,7 +196,7 @@ def test_one_packet_through_two_namespaces_has_two_ends() -> None:
     words = ("--netns", "r", "--netns", "b", "--dst", _B, "--dport", "7114")
     with (
         nets.udp_listener("b", 7114),
-        follow("r", *words, armed_in=("r", "b"), ends="auto") as live,
+        follow("r", "--ends", "auto", *words, armed_in=("r", "b")) as live,
     ):
         nets.send_udp("a", _B, 7114, 13)
     by_place = Counter((one["netns"], one["ending"]["kind"]) for one in live.journeys)
