@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tracer.core.announcements import is_ruleset_change
+from tracer.core.announcements import find_generation, is_ruleset_change
 
 NEWTABLE, DELTABLE, NEWCHAIN, DELCHAIN, NEWRULE, DELRULE = 0, 2, 3, 5, 6, 8
 NEWSET, NEWELEM, NEWGEN = 9, 12, 15
@@ -120,3 +120,16 @@ def test_any_attributes_are_answered(attributes: bytes, length: int) -> None:
     message = struct.pack("=IHHIII", 20 + length, NF_TABLES << 8 | NEWRULE, 0, 0, 0, 0) + attributes
 
     assert is_ruleset_change(message) in (True, False)
+
+
+def test_the_generation_is_told_by_its_own_message_alone() -> None:
+    """NEWGEN tells the generation; every other message, and every cut of this one, tells none."""
+    generation = 0xFFFF_FFFE
+    body = b"\0\0\0\0" + struct.pack("=HH", 8, 1) + struct.pack(">I", generation)
+    kind = NF_TABLES << 8 | NEWGEN
+    whole = struct.pack("=IHHII", 16 + len(body), kind, 0, 0, 0) + body
+
+    assert generation == find_generation(whole)
+    assert not is_ruleset_change(whole)
+    assert {None} == {find_generation(whole[:end]) for end in range(len(whole))}
+    assert find_generation(_message(NEWRULE)) is None

@@ -1,4 +1,4 @@
-"""Which of nf_tables' announcements mean that the rules are others now."""
+"""What nf_tables' announcements say: whether the rules are others now, and which generation."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import struct
 
 from tracer.core.arm_hooks import OWN_PREFIX
 
-__all__ = ["is_ruleset_change"]
+__all__ = ["find_generation", "is_ruleset_change"]
 
 # include/uapi/linux/netfilter/nf_tables.h: tables, chains and rules, made and removed.
 # Sets and their elements are left out: a rule's text names a set and not what is in it.
 _CHANGES = frozenset({0, 2, 3, 5, 6, 8})
+_NEWGEN = 15  # ends the announcements of a transaction; NFTA_GEN_ID is 1, big-endian
+_GENERATION = 8
 _SUBSYSTEM = 10
 _HEADER = 20
 _NAME = 1  # NFTA_TABLE_NAME, NFTA_CHAIN_TABLE and NFTA_RULE_TABLE are all 1
@@ -37,6 +39,22 @@ def is_ruleset_change(datagram: bytes) -> bool:
                 return True
         offset += (length + 3) & ~3
     return False
+
+
+def find_generation(datagram: bytes) -> int | None:
+    """
+    Return the generation that a transaction brought, None where it is not announced here.
+
+    Source: nf_tables_gen_notify(): a datagram of its own behind a transaction's others.
+    """
+    start = _HEADER + 4
+    if len(datagram) < start + 4:
+        return None
+    _, kind = struct.unpack_from("=IH", datagram)
+    attribute = struct.unpack_from("=HH", datagram, _HEADER)
+    if kind != _SUBSYSTEM << 8 | _NEWGEN or attribute != (_GENERATION, _NAME):
+        return None
+    return int(struct.unpack_from(">I", datagram, start)[0])
 
 
 def _find_table(attributes: bytes) -> bytes | None:

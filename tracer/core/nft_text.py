@@ -79,7 +79,9 @@ class _Listing:
                 continue
             if (found := _TABLE.fullmatch(line)) is None:
                 raise self._malformed("a line outside of any table")
-            tables.append(self._read_table(found[1], found[2]))
+            handle = line.rpartition(_HANDLE)[2]
+            number = int(handle) if handle.isascii() and handle.isdecimal() else None
+            tables.append(self._read_table(found[1], found[2], number))
         return tables
 
     def _take(self) -> str:
@@ -93,14 +95,14 @@ class _Listing:
         before = self._lines[: max(self._next - 1, 0)]
         return MalformedMessageError("nft list ruleset", sum(len(x) + 1 for x in before), reason)
 
-    def _read_table(self, family: str, name: str) -> Table:
+    def _read_table(self, family: str, name: str, handle: int | None) -> Table:
         chains: dict[str, Chain] = {}
         while (line := self._take()) != "}":
             if (found := _CHAIN.fullmatch(line)) is not None:
                 chains[found[1]] = self._read_chain(family, found[1])
             elif line.startswith("\t") and _opens_block(line):
                 self._skip_block()
-        return Table("nft", family, name, "nft", chains)
+        return Table("nft", family, name, "nft", chains, handle)
 
     def _skip_block(self) -> None:
         while self._take() != "\t}":

@@ -73,7 +73,9 @@ class Table:
     One table of one engine and family, its chains by name.
 
     A legacy table's built-in chains appear once, with *hook* as the chain's name in
-    lower case and the table's standard priority at that hook.
+    lower case and the table's standard priority at that hook. *handle* is nft's number of
+    the table: one that was deleted and made anew has another, and gives its rules' handles
+    again.
     """
 
     engine: str
@@ -81,6 +83,7 @@ class Table:
     name: str
     form: str
     chains: Mapping[str, Chain] = field(default_factory=dict)
+    handle: int | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)

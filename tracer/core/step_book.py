@@ -107,8 +107,9 @@ class StepBook:
 
     *earlier* are former versions, newest first: a rule that was deleted while its event
     was on its way is named from there; nft never uses a handle twice in a table.
-    *rival* is another version that may have been in force instead: legacy tables announce
-    no change, so events that came while one was made are named only where both agree.
+    *rival* is another version that may have been in force instead, or one of several that
+    nobody read: events that came then are named only where both agree, or by a handle of
+    an nft table that is the same in both.
     """
 
     def __init__(
@@ -253,12 +254,26 @@ class StepBook:
     def _find_rule(self, step: TraceStep) -> Rule | None:
         if step.handle is None:
             return None
-        for version in self._versions:
-            chain = version.find_chain("nft", step.family, step.table, step.chain)
-            rule = None if chain is None else chain.by_handle.get(step.handle)
-            if rule is not None:
-                return rule
-        return None
+        found = self._look_up(self.ruleset, step)
+        if self._rival is not None:
+            other = self._look_up(self._rival, step)
+            if self._is_same_table(self._rival, step):
+                return found or other
+            # A table made anew gives its handles again: one version alone proves nothing.
+            return found if found is not None and found == other else None
+        if found is not None:
+            return found
+        earlier = (self._look_up(version, step) for version in self._versions[1:])
+        return next((rule for rule in earlier if rule is not None), None)
+
+    def _look_up(self, version: Ruleset, step: TraceStep) -> Rule | None:
+        chain = version.find_chain("nft", step.family, step.table, step.chain)
+        return None if chain is None or step.handle is None else chain.by_handle.get(step.handle)
+
+    def _is_same_table(self, version: Ruleset, step: TraceStep) -> bool:
+        key = ("nft", step.family, step.table)
+        one, other = self.ruleset.tables.get(key), version.tables.get(key)
+        return one is not None and other is not None and one.handle == other.handle
 
     def _find_legacy(
         self, version: Ruleset, step: TraceStep, number: int

@@ -7,9 +7,11 @@ then what is still queued is read, then the logger's setting is put back.
 
 Each event is read by the ruleset that was in force. nft announces changes on the trace
 socket itself, so the place in the stream is known: what comes behind an announcement waits
-until the new rules have been read. Legacy tables announce nothing: their fingerprint is
-taken every few milliseconds, events wait for it, and those that came while a change was
-made are named only where the old and the new rules agree.
+until the new rules have been read. Where they had changed again by then, which the
+generations tell, there are rules that nobody read: what passed them is named only where
+those before and behind agree (a reload gives the old handles to new rules). Legacy tables
+announce nothing: their fingerprint is taken every few milliseconds, events wait for it, and
+those that came while a change was made are named only where the old and the new rules agree.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from tracer.core.announcements import is_ruleset_change
+from tracer.core.announcements import find_generation, is_ruleset_change
 from tracer.core.assemble import Assembler
 from tracer.core.decode import TraceDecoder
 from tracer.core.events import EVENT, LEGACY, PACKET, TraceBatch
@@ -56,6 +58,9 @@ _ERRORS_KEPT = 16
 
 _POLL_NS = 10_000_000  # a legacy table's fingerprint is this old at most, unless it is large
 _POLL_SHARE = 20  # …when taking it may cost a twentieth of the time
+#: Later than every generation (32 bits): no reading that was asked for earlier reaches it.
+_UNKNOWN = 1 << 32
+
 _DRAINED = 256  # batches, a million messages: more than the socket's buffer holds
 _LISTENERS_NS = 100_000_000
 
@@ -113,6 +118,8 @@ class NamespaceTrace:
         self._hurried = 0  # events read by the rules before theirs
         self._wanted = 0  # the version that newly received events belong to
         self._version = 0  # the version in hand
+        # nft's, of the version in hand and of those to come, once they are announced
+        self._generations: dict[int, int] = {0: _UNKNOWN}
         self._reading: Future[RulesetRead] | None = None
         self._reading_for = 0
         self._fingerprint = read.legacy
@@ -194,17 +201,25 @@ class NamespaceTrace:
         traced = np.ones(len(received.starts), np.bool_)
         traced[received.announced] = False
         for index in received.announced.tolist():
-            if is_ruleset_change(_datagram(received, index)):
+            datagram = _datagram(received, index)
+            generation = find_generation(datagram)
+            if generation is not None:
+                self._generations.setdefault(self._wanted, generation)
+            # A large transaction is announced in several datagrams and closed by its generation.
+            if is_ruleset_change(datagram) and self._wanted in self._generations:
                 rows = start + np.flatnonzero(traced[start:index])
                 self._queue(received, rows, goes_on=goes_on)
                 start, goes_on = index, True
                 self._wanted += 1
                 self._request()
         self._queue(received, start + np.flatnonzero(traced[start:]), goes_on=goes_on)
-        if received.lost and self._has_changed():
-            # The announcement may be among what was lost.
-            self._wanted += 1
-            self._request()
+        if received.lost:
+            # The announcement may be among what was lost, or its end.
+            self._generations.setdefault(self._wanted, _UNKNOWN)
+            if self._has_changed():
+                self._wanted += 1
+                self._generations[self._wanted] = _UNKNOWN
+                self._request()
 
     def _queue(self, received: Received, rows: npt.NDArray[np.int64], *, goes_on: bool) -> None:
         batch = self._decoder.decode(received.words, received.starts[rows], received.lengths[rows])
@@ -287,20 +302,33 @@ class NamespaceTrace:
         before, version = self._read.ruleset, self._reading_for
         told = []
         changed = read.legacy.changed_since(self._fingerprint)
+        self._drain()
+        seen = self._find_version(read.generation) if read.exact else version
+        unsure = max(version if changed else version - 1, seen - 1)
+        if not read.exact and self._wanted > version:
+            # It is of no one moment: of what came until now nobody knows the rules.
+            unsure = self._wanted
         if changed:
-            self._drain()
             told += self._assemble_between(before, version - 1, read.ruleset)
         self._earlier.appendleft(before)
         self._read = read
         self._fingerprint = read.legacy
-        self._version = version
-        if changed:
-            told += self._assemble_between(read.ruleset, version, before)
+        self._version = seen
+        if unsure >= version:
+            told += self._assemble_between(read.ruleset, unsure, before)
             # What is open would be told by the new rules alone; nothing of it is in the
             # socket still, so only a packet on its way this very moment is cut in two.
             told += self._tell(self._assembler.flush(self._book))
         self._use(StepBook(self._decoder.table, read.ruleset, tuple(self._earlier)))
         return told
+
+    def _find_version(self, generation: int | None) -> int:
+        """Return the version that a reading is of: maybe a later one than was asked for."""
+        known, found = self._generations, self._reading_for
+        while generation is not None and known.get(found + 1, _UNKNOWN) <= generation:
+            found += 1
+        self._generations = {v: made for v, made in known.items() if v >= found}
+        return found
 
     def _drain(self) -> None:
         # What lies in the socket may be older than the change that was found.
@@ -309,7 +337,7 @@ class NamespaceTrace:
                 return
 
     def _assemble_between(self, ruleset: Ruleset, version: int, rival: Ruleset) -> list[Told]:
-        """Tell what came until a changed legacy table was read, by what both versions say."""
+        """Tell what came until changed rules were read, by what both versions say."""
         self._use(StepBook(self._decoder.table, ruleset, tuple(self._earlier), rival))
         told = []
         while self._waiting and self._waiting[0].by <= version:
@@ -344,6 +372,7 @@ class NamespaceTrace:
         self._poll_ns = max(_POLL_NS, cost_ns * _POLL_SHARE)
         if current.changed_since(self._fingerprint):
             self._wanted += 1
+            self._generations[self._wanted] = _UNKNOWN
             self._request()
 
     def _has_listener(self, queue: int) -> bool:
