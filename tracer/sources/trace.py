@@ -303,7 +303,7 @@ class NamespaceTrace:
         told = []
         changed = read.legacy.changed_since(self._fingerprint)
         self._drain()
-        seen = self._find_version(read.generation) if read.exact else version
+        seen = self._find_version(version, read.generation) if read.exact else version
         unsure = max(version if changed else version - 1, seen - 1)
         if not read.exact and self._wanted > version:
             # It is of no one moment: of what came until now nobody knows the rules.
@@ -322,9 +322,9 @@ class NamespaceTrace:
         self._use(StepBook(self._decoder.table, read.ruleset, tuple(self._earlier)))
         return told
 
-    def _find_version(self, generation: int | None) -> int:
-        """Return the version that a reading is of: maybe a later one than was asked for."""
-        known, found = self._generations, self._reading_for
+    def _find_version(self, found: int, generation: int | None) -> int:
+        """Return the version that a reading for *found* is of: maybe a later one."""
+        known = self._generations
         while generation is not None and known.get(found + 1, _UNKNOWN) <= generation:
             found += 1
         self._generations = {v: made for v, made in known.items() if v >= found}
