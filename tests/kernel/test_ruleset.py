@@ -464,15 +464,8 @@ def test_a_refused_tool_speaks_for_itself() -> None:
     assert before == sorted(Path("/proc/self/fd").iterdir())
 
 
-def test_small_rulesets_are_read_within_the_time_that_follow_has(ns: str) -> None:
-    """The quickest of five reads of the article's rules takes less than 60 ms."""
-    nets.load_rules(ns, "legacy", (RULESETS / "article-vr1.rules").read_text(encoding="utf-8"))
-
-    assert min(read_in(ns).elapsed_ns for _ in range(5)) < 60_000_000
-
-
-def test_twenty_thousand_rules_are_read_within_the_time_that_follow_has(ns: str) -> None:
-    """20,011 rules in 5,000 chains take less than 1.5 s in either engine, the quicker of two."""
+def test_twenty_thousand_rules_are_read_whole(ns: str) -> None:
+    """20,011 rules in 5,000 chains are all there, in either engine."""
     lines = ["*nat", *(f":SVC-{i} - [0:0]" for i in range(5000)), "-A PREROUTING -j ACCEPT"] + [
         f'-A SVC-{i // 4} -d 10.{i // 250 % 250}.{i % 250}.1/32 -p tcp -m comment --comment "s {i}"'
         " -m tcp --dport 80 -j DNAT --to-destination 10.0.0.1:80"
@@ -481,9 +474,7 @@ def test_twenty_thousand_rules_are_read_within_the_time_that_follow_has(ns: str)
     text = "\n".join([*lines, *["-A OUTPUT -j ACCEPT"] * 10, "COMMIT", ""])
     for backend, engine in (("legacy", "legacy"), ("nft", "nft")):
         nets.load_rules(ns, backend, text)
-        reads = [read_in(ns) for _ in range(2)]
-        assert min(read.elapsed_ns for read in reads) < 1_500_000_000
-        assert len(saved_order(reads[0], engine)) == 20_011
+        assert len(saved_order(read_in(ns), engine)) == 20_011
         flush = (
             ("nft", "flush", "ruleset")
             if engine == "nft"
