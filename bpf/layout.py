@@ -29,7 +29,6 @@ __all__ = [
     "STACK",
     "STATS",
     "WORDS",
-    "EventKind",
     "Mode",
     "Site",
     "Stat",
@@ -74,15 +73,6 @@ class Stat(IntEnum):
     UNLOCATED = 4
     PLACES_FULL = 5
     STALE_RULES = 6
-
-
-class EventKind(IntEnum):
-    """What befell a followed packet: enum nt_event_kind."""
-
-    RECEIVED = 1
-    SENT = 2
-    DELIVERED = 3
-    DROPPED = 4
 
 
 DROP_KEY = np.dtype(

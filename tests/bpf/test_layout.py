@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from bpf import layout
+from tracer.core.drop_events import SkbEventKind
 
 if TYPE_CHECKING:
     import numpy as np
@@ -35,7 +36,7 @@ MIRRORS: dict[str, np.dtype[np.void]] = {
     "nt_stats": layout.STATS,
 }
 ENUMS = {"NT_SITE_": layout.Site, "NT_MODE_": layout.Mode, "NT_STAT_": layout.Stat}
-ENUMS |= {"NT_EVENT_": layout.EventKind}
+ENUMS |= {"NT_EVENT_": SkbEventKind}
 CONSTANTS = {
     "NT_NO_HOOK": layout.NO_HOOK,
     "NT_LAYOUTS_MAX": layout.LAYOUTS_MAX,

@@ -24,7 +24,7 @@ __all__ = ["SKB_EVENT", "SkbEventKind", "decode_skb_events", "packets_of"]
 
 
 class SkbEventKind(IntEnum):
-    """What befell the packet."""
+    """What befell the packet: enum nt_event_kind in bpf/records.h."""
 
     RECEIVED = 1
     SENT = 2
