@@ -68,6 +68,12 @@ def enter(namespace: Netns) -> None:
         reason = f"network namespace {namespace.name} is gone ({exc.strerror})"
         raise KernelRefusedError(reason, "name one that exists: see `ip netns list`") from exc
     try:
+        # A name can be given anew and a process can move: the path may lead elsewhere by now.
+        if os.fstat(descriptor).st_ino != namespace.inode:
+            message = f"network namespace {namespace.name} is not where it was found"
+            raise KernelRefusedError(
+                message, "its process moved or its name was given anew: try again"
+            )
         _setns(descriptor, namespace.name)
     finally:
         os.close(descriptor)
