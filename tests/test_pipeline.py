@@ -147,6 +147,16 @@ def test_the_head_is_the_first_rows() -> None:
     assert _chosen(5, 7).head(1).lasted_us is None
 
 
+@pytest.mark.parametrize(("count", "rows"), [(0, 0), (1, 2), (2, 3), (3, 5), (9, 5)])
+def test_packets_are_counted_where_they_end(count: int, rows: int) -> None:
+    """What leaves by lo comes in again: its first journey is told and not counted."""
+    out = Path((), Ending(EndingKind.SENT), 0, 1)
+    dropped = Path((), Ending(EndingKind.DROPPED), 1, 0)
+    chosen = replace(_chosen(1, 1, 2, 3, 3), paths=[out, dropped, dropped, out, dropped])
+
+    assert rows == len(chosen.first_packets(count))
+
+
 @pytest.mark.parametrize(
     ("lasted", "duration"), [(None, [None, None]), ([-1, 250], [None, 250]), ([0, -1], [0, None])]
 )

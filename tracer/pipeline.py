@@ -72,6 +72,13 @@ class Chosen:
             None if self.lasted_us is None else self.lasted_us[rows],
         )
 
+    def first_packets(self, count: int) -> Chosen:
+        """Return the rows up to the one with which the *count*-th packet ends."""
+        if count <= 0:
+            return self.head(0)
+        ended = np.cumsum([not path.comes_again for path in self.paths])
+        return self.head(int(np.searchsorted(ended, count)) + 1)
+
 
 def choose(
     journeys: Journeys,

@@ -128,6 +128,29 @@ def test_count_ends_it(road: str) -> None:
     assert "count reached" == told.summary["reason"]
 
 
+@pytest.mark.parametrize("ends", ["auto", "off"])
+def test_count_counts_a_packet_over_lo_once(road: str, ends: str) -> None:
+    """Out by lo and in again is one packet of --count, told in both its journeys."""
+    nets.load_rules(road, "nftables", _DROPS_FROM_LO)
+    with follow(road, "--ends", ends, "--dst", "127.0.0.1", "--count", "5") as run:
+        nets.send_udp(road, "127.0.0.1", 7123, COUNT)
+        told = run.wait()
+
+    assert (5, "count reached") == (told.summary["packets"], told.summary["reason"])
+    assert 5 == sum(one["ending"]["kind"] == "dropped" for one in told.journeys)
+    assert 10 == len(told.journeys)
+
+
+_DROPS_FROM_LO = """
+table inet lo {
+    chain c {
+        type filter hook input priority 0
+        udp dport 7123 drop
+    }
+}
+"""
+
+
 def test_timeout_ends_it_with_one_where_nothing_was_seen(road: str) -> None:
     """--timeout ends it; the status says whether anything was seen."""
     with follow(road, "--dst", "10.2.0.9", "--timeout", "0.3") as run:

@@ -171,7 +171,7 @@ class FollowRun:
 
     def _show(self, trace: NamespaceTrace, chosen: Chosen) -> None:
         if self._count is not None:
-            chosen = chosen.head(max(self._count - self._summary.packets, 0))
+            chosen = chosen.first_packets(self._count - self._summary.packets)
         if len(chosen):
             for sink in self._sinks:
                 sink.show(trace, chosen, self._shown)

@@ -26,7 +26,6 @@ from tracer.cli.render_compact import (
 from tracer.cli.render_packet import clock_text, peer
 from tracer.cli.render_summary import render_summary_text
 from tracer.cli.theme import symbols_for
-from tracer.core.journey import EndingKind
 from tracer.core.packet_text import packet_value, render_addresses, render_tcp_flags
 from tracer.pipeline import Joiner, make_journey
 
@@ -48,8 +47,6 @@ if TYPE_CHECKING:
 __all__ = ["CompactSink", "JsonSink", "Names", "PcapSink", "Sink", "SummarySink", "TextSink"]
 
 _TCP, _UDP = 6, 17
-_LOOPBACK = 1  # LOOPBACK_IFINDEX, include/net/net_namespace.h
-_GOES_ON = (EndingKind.SENT, EndingKind.UNKNOWN)
 _FAMILIES = {4: "ipv4", 6: "ipv6"}
 _PORTS = ("src", "sport", "dst", "dport", "length", "ttl")
 _FIELDS = {
@@ -372,8 +369,7 @@ class SummarySink:
                     self._count(packet)
             return
         for path, count in Counter(chosen.paths).items():
-            # What goes out by lo comes in again, and ends there.
-            passing = path.oif == _LOOPBACK and path.ending.kind in _GOES_ON
+            passing = path.comes_again
             self.packets += 0 if passing else count
             self._builder.add_many(trace.namespace.name, path.ending, count, passing=passing)
         self._builder.add_flaws(

@@ -33,6 +33,8 @@ MAX_PATHS = 16_384
 #: What a journey's end is called when eBPF did not see what became of it.
 NOT_OBSERVED = "not observed"
 
+_LOOPBACK = 1  # LOOPBACK_IFINDEX, include/net/net_namespace.h
+_GOES_ON = (EndingKind.SENT, EndingKind.UNKNOWN)
 _ENDINGS = {Verdict.DROP: EndingKind.DROPPED, Verdict.REJECT: EndingKind.REJECTED}
 
 
@@ -51,6 +53,11 @@ class Path:
     iif: int
     oif: int
     clock: str = "received"
+
+    @property
+    def comes_again(self) -> bool:
+        """Whether the packet goes on in this namespace: what leaves by lo comes in again."""
+        return self.oif == _LOOPBACK and self.ending.kind in _GOES_ON
 
 
 class PathBook:
