@@ -419,19 +419,21 @@ def test_a_connection_older_than_the_rules_is_caught_behind_conntrack(
     """Its NAT rule is gone: one packet is caught at -199, each later one at the first hook."""
     client, server = road
     nets.load_rules(ROUTER, "legacy", FORWARDING)
-    with nets.tcp_listener(server, 22) as listener:
-        with nets.connect(client, "10.8.0.100", 2222) as one:
-            other, _ = listener.accept()
-            nets.load_rules(ROUTER, "legacy", _nat("-A PREROUTING -d 10.8.0.1 -j RETURN"))
+    with (
+        nets.tcp_listener(server, 22) as listener,
+        nets.connect(client, "10.8.0.100", 2222) as one,
+    ):
+        other, _ = listener.accept()
+        nets.load_rules(ROUTER, "legacy", _nat("-A PREROUTING -d 10.8.0.1 -j RETURN"))
 
-            with other, armed(_plan(_filter(dst="10.2.0.2", dport=22), both=both)) as traces:
-                for _ in range(5):
-                    one.sendall(b"x")
-                    other.recv(1)
+        with other, armed(_plan(_filter(dst="10.2.0.2", dport=22), both=both)) as traces:
+            for _ in range(5):
+                one.sendall(b"x")
+                other.recv(1)
 
-                start = "learn_both" if both else "learn"
-                expected = Counter({start: 1, "armed": 9 if both else 4})
-                assert expected == _only(traces.settle(expected), expected)
+            start = "learn_both" if both else "learn"
+            expected = Counter({start: 1, "armed": 9 if both else 4})
+            assert expected == _only(traces.settle(expected), expected)
 
 
 def _only(found: Counter[str], wanted: Counter[str]) -> Counter[str]:
