@@ -1,0 +1,1 @@
+"""The watch: what runs all year and says where packets die."""
