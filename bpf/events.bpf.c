@@ -8,45 +8,62 @@
 #include "packet.h"
 
 BPF_ARRAY(matches, struct nt_matches, 1);
-BPF_TABLE("hash", struct nt_flow, u64, flows, NT_FLOWS_MAX);
+BPF_TABLE("hash", u32, u8, namespaces, NT_NAMESPACES_MAX);
 BPF_PERCPU_ARRAY(stats, struct nt_stats, 1);
 BPF_RINGBUF_OUTPUT(events, NT_RING_PAGES);
+
+/* sk_buff.tail to sk_buff.data, which the kernel keeps together. */
+struct nt_bounds {
+	u32 tail;
+	u32 end;
+	const unsigned char *head;
+	const unsigned char *data;
+};
 
 struct nt_scratch {
 	struct nt_flow flow;
 	u8 raw[NT_NETWORK_BYTES + NT_TRANSPORT_BYTES];
 	u8 lengths[4];
-	const unsigned char *head;
-	const unsigned char *from;
+	struct nt_bounds bounds;
 	const struct net *net;
 	u64 found;
-	u32 tail;
+	u32 netns;
 	u16 header;
 	u16 protocol;
 };
+_Static_assert(__builtin_offsetof(struct sk_buff, data) ==
+		       __builtin_offsetof(struct sk_buff, tail) + 16,
+	       "sk_buff.tail to data are other than before");
 
 BPF_PERCPU_ARRAY(scratches, struct nt_scratch, 1);
 
-/* Read the headers at *from*, the network header where it is NULL; 0 if not followed. */
+/* Where the network header of *skb* is set, it begins there; else with the data. */
+enum nt_from { NT_FROM_HEADER, NT_FROM_DATA };
+
+/* Read the headers of *skb*; 0 if nobody follows it. */
 static inline int nt_is_followed(struct nt_scratch *t,
-				 const struct sk_buff *skb,
-				 const unsigned char *from)
+				 const struct sk_buff *skb, enum nt_from where)
 {
+	const unsigned char *from;
 	struct nt_matches *armed;
 	int zero = 0;
 
 	armed = matches.lookup(&zero);
-	if (!armed)
+	if (!armed || !armed->count)
 		return 0;
-	nt_read(&t->head, &skb->head);
-	nt_read(&t->tail, &skb->tail);
-	if (!from) {
+	bpf_probe_read_kernel(&t->bounds, sizeof(t->bounds), &skb->tail);
+	if (where == NT_FROM_HEADER) {
 		nt_read(&t->header, &skb->network_header);
-		from = t->head + t->header;
+		from = t->bounds.head + t->header;
+	} else {
+		nt_read(&t->protocol, &skb->protocol);
+		from = t->bounds.data;
+		if (t->protocol == nt_swap16(0x8100) ||
+		    t->protocol == nt_swap16(0x88a8))
+			from += 4; /* a VLAN tag that the device left there */
 	}
-	__builtin_memset(t->raw, 0, sizeof(t->raw));
-	__builtin_memset(t->lengths, 0, sizeof(t->lengths));
-	nt_read_headers(from, t->head + t->tail, t->raw, t->lengths);
+	nt_read_headers(from, t->bounds.head + t->bounds.tail, t->raw,
+			t->lengths);
 	if (!nt_flow_of(t->raw, t->lengths[1], &t->flow))
 		return 0;
 	t->found = 0;
@@ -55,9 +72,7 @@ static inline int nt_is_followed(struct nt_scratch *t,
 			break;
 		t->found |= nt_matches_flow(&armed->match[i], &t->flow);
 	}
-	if (t->found)
-		return 1;
-	return armed->flows && flows.lookup(&t->flow);
+	return t->found != 0;
 }
 
 static inline void nt_tell(struct nt_scratch *t, const struct sk_buff *skb,
@@ -71,6 +86,9 @@ static inline void nt_tell(struct nt_scratch *t, const struct sk_buff *skb,
 	st = stats.lookup(&zero);
 	if (!st)
 		return;
+	t->netns = nt_net_inode(t->net);
+	if (!namespaces.lookup(&t->netns))
+		return;
 	st->count[NT_STAT_SEEN]++;
 	event = events.ringbuf_reserve(sizeof(*event));
 	if (!event) {
@@ -82,7 +100,7 @@ static inline void nt_tell(struct nt_scratch *t, const struct sk_buff *skb,
 	event->location = location;
 	event->kind = kind;
 	event->reason = reason;
-	event->netns = nt_net_inode(t->net);
+	event->netns = t->netns;
 	if (dev)
 		nt_read(&event->ifindex, &dev->ifindex);
 	nt_read(&event->mark, &skb->mark);
@@ -93,7 +111,8 @@ static inline void nt_tell(struct nt_scratch *t, const struct sk_buff *skb,
 	event->lengths[0] = t->lengths[0];
 	event->lengths[1] = t->lengths[1];
 	st->count[NT_STAT_RECORDED]++;
-	events.ringbuf_submit(event, 0);
+	/* Nobody waits for an event: they are read where journeys ask for them. */
+	events.ringbuf_submit(event, BPF_RB_NO_WAKEUP);
 }
 
 int on_drop(struct bpf_raw_tracepoint_args *ctx)
@@ -114,7 +133,7 @@ int on_drop(struct bpf_raw_tracepoint_args *ctx)
 		return 0;
 #endif
 #endif
-	if (!nt_is_followed(t, skb, NULL))
+	if (!nt_is_followed(t, skb, NT_FROM_HEADER))
 		return 0;
 	nt_read(&dev, &skb->dev);
 	t->net = nt_skb_net(skb, dev);
@@ -122,24 +141,16 @@ int on_drop(struct bpf_raw_tracepoint_args *ctx)
 	return 0;
 }
 
-/* netif_receive_skb(skb): the network header is where the data begins, if not set yet. */
+/* netif_receive_skb(skb): the network header may not be set yet. */
 int on_receive(struct bpf_raw_tracepoint_args *ctx)
 {
 	const struct sk_buff *skb = (const struct sk_buff *)ctx->args[0];
 	const struct net_device *dev = NULL;
-	const unsigned char *data = NULL;
 	struct nt_scratch *t;
 	int zero = 0;
 
 	t = scratches.lookup(&zero);
-	if (!t)
-		return 0;
-	nt_read(&data, &skb->data);
-	nt_read(&t->protocol, &skb->protocol);
-	if (t->protocol == nt_swap16(0x8100) ||
-	    t->protocol == nt_swap16(0x88a8))
-		data += 4; /* a VLAN tag that the device left in the packet */
-	if (!nt_is_followed(t, skb, data))
+	if (!t || !nt_is_followed(t, skb, NT_FROM_DATA))
 		return 0;
 	nt_read(&dev, &skb->dev);
 	t->net = nt_dev_net(dev);
@@ -160,7 +171,7 @@ int on_send(struct bpf_raw_tracepoint_args *ctx)
 	int zero = 0;
 
 	t = scratches.lookup(&zero);
-	if (!t || !nt_is_followed(t, skb, NULL))
+	if (!t || !nt_is_followed(t, skb, NT_FROM_HEADER))
 		return 0;
 	t->net = nt_dev_net(dev);
 	nt_tell(t, skb, dev, NT_EVENT_SENT, 0, 0);
@@ -182,7 +193,7 @@ int on_deliver(struct nt_hook_context *ctx)
 	int zero = 0;
 
 	t = scratches.lookup(&zero);
-	if (!t || !nt_is_followed(t, skb, NULL))
+	if (!t || !nt_is_followed(t, skb, NT_FROM_HEADER))
 		return 1; /* NF_ACCEPT */
 	nt_read(&dev, &state->in);
 	nt_read(&t->net, &state->net);

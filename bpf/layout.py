@@ -13,8 +13,12 @@ __all__ = [
     "DROP_RECORD",
     "EVENT_RECORD",
     "FLOW",
+    "FUNCTION_LEGACY",
     "LAYOUT",
     "LAYOUTS_MAX",
+    "MARK",
+    "MARK_KEY",
+    "MARK_SOLE",
     "MATCH",
     "MATCHES",
     "MATCHES_MAX",
@@ -35,6 +39,8 @@ __all__ = [
 ]
 
 NO_HOOK = 255
+FUNCTION_LEGACY = 1
+MARK_SOLE = 0xFFFF
 LAYOUTS_MAX = 6
 RULES_MAX = 128
 MATCHES_MAX = 16
@@ -144,7 +150,7 @@ FLOW = np.dtype(
     ]
 )
 MATCH = np.dtype([("value", FLOW), ("mask", FLOW)])
-MATCHES = np.dtype([("count", "<u4"), ("flows", "<u4"), ("match", MATCH, (MATCHES_MAX,))])
+MATCHES = np.dtype([("count", "<u4"), ("match", MATCH, (MATCHES_MAX,))])
 LAYOUT = np.dtype(
     [
         ("caller_ip", "<u8"),
@@ -181,6 +187,19 @@ STACK = np.dtype(
         ("pad", "<u2", (3,)),
         ("word", "<u8", (WORDS,)),
         ("target", "<u8", (WORDS,)),
+    ]
+)
+MARK_KEY = np.dtype(
+    [("netns", "<u4"), ("ordinal", "<u2"), ("hook", "u1"), ("pf", "u1"), ("is_nft", "<u4")]
+)
+MARK = np.dtype(
+    [
+        ("function", "<u8"),
+        ("private", "<u8"),
+        ("hook", "u1"),
+        ("pf", "u1"),
+        ("doubtful", "u1"),
+        ("pad", "u1", (5,)),
     ]
 )
 PEEK = np.dtype(

@@ -63,47 +63,60 @@ NT_INLINE const struct net *nt_skb_net(const struct sk_buff *skb,
 }
 
 /*
- * Copy the headers that begin at *from* into *raw*, which is zero, and say in *lengths*
- * how many bytes of the network and of the transport header were copied. The transport
- * header is cut to what the packet has of it before *end*, like in nft's traces. That of
- * IPv6 is only found without extension headers. What is not IP is left alone.
+ * Copy the headers that begin at *from* into *raw*, and say in *lengths* how many bytes of
+ * the network and of the transport header were copied; all else there becomes zero. The
+ * transport header is cut to what the packet has of it before *end*, like in nft's traces.
+ * That of IPv6 is only found without extension headers.
+ *
+ * A read costs as much as all the rest together, so the usual packet takes one. The kernel
+ * keeps 320 bytes of its own behind a packet's: reading beyond the end does no harm.
  */
 NT_INLINE void nt_read_headers(const unsigned char *from,
 			       const unsigned char *end, __u8 *raw,
 			       __u8 *lengths)
 {
-	__u32 header = 20;
+	__u32 *word = (__u32 *)raw;
+	__u32 header = NT_NETWORK_BYTES;
 	__u32 total;
 	__s64 room;
+	int i;
 
-	if (bpf_probe_read_kernel(raw, 20, from))
-		return;
+	__builtin_memset(raw, 0, NT_NETWORK_BYTES + NT_TRANSPORT_BYTES);
+	lengths[0] = NT_NETWORK_BYTES;
+	lengths[1] = 0;
+	bpf_probe_read_kernel(raw, NT_NETWORK_BYTES, from);
+	room = end - from;
 	if ((raw[0] >> 4) == 4) {
 		header = (raw[0] & 15) * 4;
 		total = raw[2] << 8 | raw[3];
-		if (header > 20)
-			bpf_probe_read_kernel(raw, NT_NETWORK_BYTES, from);
-		lengths[0] = header < NT_NETWORK_BYTES ? header
-						       : NT_NETWORK_BYTES;
+		if (header < NT_NETWORK_BYTES)
+			lengths[0] = header;
 		if ((raw[6] << 8 | raw[7]) & 0x1fff)
-			return; /* a later fragment has no transport header */
+			room = 0; /* a later fragment has no transport header */
 	} else if ((raw[0] >> 4) == 6) {
-		bpf_probe_read_kernel(raw, NT_NETWORK_BYTES, from);
-		header = NT_NETWORK_BYTES;
 		total = header + (raw[4] << 8 | raw[5]);
-		lengths[0] = NT_NETWORK_BYTES;
 	} else {
-		__builtin_memset(raw, 0, 20);
+		__builtin_memset(raw, 0, NT_NETWORK_BYTES);
+		lengths[0] = 0;
 		return;
 	}
-	room = end - from;
 	if (room > total)
 		room = total;
 	room -= header;
+	if (header <= 20) {
+		if (header == 20 && room >= NT_TRANSPORT_BYTES) {
+#pragma unroll
+			for (i = 10; i < 15; i++)
+				word[i] = word[i - 5];
+			lengths[1] = NT_TRANSPORT_BYTES;
+		}
+		__builtin_memset(raw + 20, 0, 20);
+	}
+	if (lengths[1] || room <= 0)
+		return;
 	if (room > NT_TRANSPORT_BYTES)
 		room = NT_TRANSPORT_BYTES;
-	if (room > 0 &&
-	    !bpf_probe_read_kernel(raw + NT_NETWORK_BYTES, room, from + header))
+	if (!bpf_probe_read_kernel(raw + NT_NETWORK_BYTES, room, from + header))
 		lengths[1] = room;
 }
 

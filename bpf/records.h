@@ -154,7 +154,6 @@ struct nt_match {
 
 struct nt_matches {
 	__u32 count;
-	__u32 flows; /* whether the table of flows is to be asked as well */
 	struct nt_match match[NT_MATCHES_MAX];
 };
 
@@ -229,6 +228,38 @@ struct nt_peek {
 	__u32 length;
 	__s32 error;
 	__u8 bytes[NT_PEEK_BYTES];
+};
+
+/* nt_located.found: how sure the place is. */
+#define NT_FOUND_SURE 1
+#define NT_FOUND_UNSURE 2
+
+/* nt_place.function of a legacy table where the drop does not tell the hook's own. */
+#define NT_FUNCTION_LEGACY 1
+
+/*
+ * What a link's note means. *ordinal* counts the links of a namespace's hook;
+ * NT_MARK_SOLE, with *hook* 0, is for the one place of a namespace that can drop.
+ * *is_nft* tells apart tables of one priority.
+ */
+#define NT_MARK_SOLE 0xffff
+
+struct nt_mark_key {
+	__u32 netns;
+	__u16 ordinal;
+	__u8 hook;
+	__u8 pf;
+	__u32 is_nft;
+};
+
+/* The hook entry that drops behind a mark; *doubtful*: another may do so, too. */
+struct nt_mark {
+	__u64 function;
+	__u64 private;
+	__u8 hook;
+	__u8 pf;
+	__u8 doubtful;
+	__u8 pad[5];
 };
 
 #endif

@@ -88,18 +88,17 @@ class Settler(Generic[Trace]):
     """
     Journeys on their way to the sinks, waiting for their ends.
 
-    *skipped* counts those whose ends were not looked for, because there were too many.
+    *unseen* counts those whose ends are not known in the end.
     """
 
     def __init__(self, source: EndSource) -> None:
-        self.skipped = 0
+        self.unseen = 0
         self._source = source
         self._book = EndBook(source.reasons)
         self._held: deque[_Held[Trace]] = deque()
         self._derived: dict[tuple[object, ...], Path] = {}
         self._rate = _Rate()
         self._looked_ns = 0
-        self._hole_ns = 0
 
     @property
     def waiting(self) -> int:
@@ -138,7 +137,6 @@ class Settler(Generic[Trace]):
                 return
             self._held.popleft()
             excess -= len(one.chosen)
-            self.skipped += int((~one.answers["is_settled"]).sum())
             yield one.trace, self._settle(one)
 
     def _look(self, now_ns: int) -> None:
@@ -146,23 +144,21 @@ class Settler(Generic[Trace]):
         if self._rate.is_paused:
             if self._rate.may_resume(now_ns):
                 self._source.resume()
-                self._hole_ns = now_ns
             return
         events = self._source.read()
         self._rate.events += len(events)
         if self._rate.is_exceeded(now_ns) and not self._may_narrow():
-            self._pause(now_ns)
+            self._pause()
             return
         if not self._book.add(events, now_ns):
-            self._pause(now_ns)
+            self._pause()
             return
         if now_ns - self._looked_ns >= _LOOK_NS_EACH * len(self._book):
             self._looked_ns = now_ns
             self._ask(now_ns)
 
-    def _pause(self, now_ns: int) -> None:
+    def _pause(self) -> None:
         self._rate.is_paused = True
-        self._hole_ns = now_ns
         self._source.pause()
         self._book.clear()
 
@@ -175,8 +171,6 @@ class Settler(Generic[Trace]):
         )
         asked["is_due"] = asked["started_ns"] < now_ns - WAIT_NS
         answers = self._book.find(asked, now_ns)
-        unseen = answers["is_settled"] & (answers["kind"] == 0) & (answers["start_ns"] == 0)
-        self.skipped += int((unseen & (asked["started_ns"] <= self._hole_ns)).sum())
         start = 0
         for one, rows in zip(self._held, open_rows, strict=True):
             stop = start + int(rows.sum())
@@ -193,6 +187,8 @@ class Settler(Generic[Trace]):
     def _settle(self, one: _Held[Trace]) -> Chosen:
         """Return the rows with their ends, and the kernel's times where it told them."""
         answers, chosen = one.answers, one.chosen
+        open_ends = np.flatnonzero(answers["kind"] == 0).tolist()
+        self.unseen += sum(chosen.paths[row].ending.reason == NOT_OBSERVED for row in open_ends)
         timed = answers["start_ns"] > 0
         lasted = np.where(timed & (answers["end_ns"] > 0), answers["end_ns"], 0)
         lasted = np.where(lasted > 0, (lasted - answers["start_ns"]) // 1000, -1)

@@ -13,7 +13,7 @@ import pytest
 from tests.kernel import nets
 from tracer.core.drop_events import SkbEventKind
 from tracer.core.filters import Filter
-from tracer.sources.bpf_events import Flow, SkbEvents
+from tracer.sources.bpf_events import SkbEvents
 from tracer.sources.netns import find_namespace
 
 if TYPE_CHECKING:
@@ -109,15 +109,18 @@ def test_prefixes_are_matched_bit_by_bit(cable: SkbEvents) -> None:
     assert {7007} == set(_told(cable, 4)["packet"]["dport"].tolist())
 
 
-def test_a_flow_is_added_to_what_is_followed(cable: SkbEvents) -> None:
-    """One flow armed by its five words is told, the one beside it is not."""
-    source = socket.inet_aton("10.1.0.1"), socket.inet_aton(_TO_B)
-    cable.arm([])
-    cable.add_flow(Flow(*source, 4001, 7008, socket.IPPROTO_UDP))
-    nets.send_udp("a", _TO_B, 7008, 3, sport=4001)
-    nets.send_udp("a", _TO_B, 7008, 3, sport=4002)
+def test_namespaces_that_nobody_follows_are_silent(netns: Callable[..., str]) -> None:
+    """Of a way through two namespaces only the followed one's part is told."""
+    netns("a")
+    netns("b")
+    nets.veth("a", "a0", "10.1.0.1/24", "b", "b0", f"{_TO_B}/24")
+    with contextlib.closing(SkbEvents([find_namespace("b")])) as events:
+        events.open()
+        events.arm([Filter(dst=ipaddress.ip_network(_TO_B), dport=7008)])
+        nets.send_udp("a", _TO_B, 7008, 7)
+        rows = _told(events, 7 * 3)
 
-    assert {4001} == set(_told(cable, 12)["packet"]["sport"].tolist())
+    assert {find_namespace("b").inode} == set(rows["netns"].tolist())
 
 
 def test_times_are_the_kernels_and_grow(cable: SkbEvents) -> None:

@@ -154,9 +154,10 @@ def note_ends(session: Follow, run: FollowRun, builder: SummaryBuilder) -> None:
     """Note in the summary which ends were not seen, and why."""
     if session.ends is not None and (lost := session.ends.lost()):
         builder.note(f"{lost} end events lost: some ends were not observed")
-    if run.skipped_ends:
+    if run.unseen_ends:
         builder.note(
-            f"{run.skipped_ends} ends not looked for: more than {MAX_RATE} packets a second"
+            f"{run.unseen_ends} ends not seen;"
+            f" above {MAX_RATE} packets a second nobody looks for them"
         )
 
 

@@ -160,9 +160,9 @@ class FollowRun:
         return self._settler is not None and self._settler.waiting > 0
 
     @property
-    def skipped_ends(self) -> int:
-        """How many journeys' ends were not looked for, because there were too many."""
-        return 0 if self._settler is None else self._settler.skipped
+    def unseen_ends(self) -> int:
+        """How many journeys' ends were not seen although somebody watched."""
+        return 0 if self._settler is None else self._settler.unseen
 
     def _settle(self, now_ns: int) -> None:
         if self._settler is not None:

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from bpf.layout import EVENT_RECORD, FLOW, MATCHES, STATS, Stat
+from bpf.layout import EVENT_RECORD, MATCHES, STATS, Stat
 from bpf.loader import ObjectSpec, ProgramSpec, load
 from bpf.ring import RingReader
 from bpf.syscalls import (
@@ -40,12 +42,10 @@ if TYPE_CHECKING:
 
     from tracer.core.filters import Filter
 
-__all__ = ["Flow", "SkbEvents", "SkbLoss"]
+__all__ = ["SkbEvents", "SkbLoss"]
 
 #: 32 MB of address space, 16 of memory: 140,000 events before one is lost.
 _RING_PAGES = 4096
-#: Flows armed one by one, after the filters: as many as an nft set of ours holds.
-_FLOWS_MAX = 4096
 #: Behind conntrack's confirmation, which is INT_MAX too late for a link to be allowed at.
 _LAST_PRIORITY = (1 << 31) - 2
 _LOCAL_IN = 1
@@ -61,21 +61,11 @@ _SPEC = ObjectSpec(
         *(ProgramSpec(name, PROG_TYPE_RAW_TRACEPOINT) for name in _TRACEPOINTS),
         ProgramSpec("on_deliver", PROG_TYPE_NETFILTER, ATTACH_NETFILTER, optional=True),
     ),
-    maps=("matches", "flows", "stats", "events"),
+    maps=("matches", "namespaces", "stats", "events"),
     types=("sk_buff", "net", "net_device", "sock", "dst_entry", "nf_hook_state"),
     enums=("skb_drop_reason",),
-    defines={"NT_FLOWS_MAX": _FLOWS_MAX, "NT_RING_PAGES": _RING_PAGES},
+    defines={"NT_RING_PAGES": _RING_PAGES},
 )
-
-
-class Flow(NamedTuple):
-    """One direction of one flow: packed addresses, ports and the protocol's number."""
-
-    src: bytes
-    dst: bytes
-    sport: int
-    dport: int
-    proto: int
 
 
 class SkbLoss(NamedTuple):
@@ -89,15 +79,14 @@ class SkbEvents:
     """
     The ends and time stamps of followed packets.
 
-    `open()`, then `arm()` with filters, then `read()` again and again; `fileno()` can be
-    polled. *reasons* maps the kernel's drop reasons to their names after `open()`, and
-    *sees_delivery* says whether local delivery is told.
+    `open()`, then `arm()` with filters, then `read()` again and again. *reasons* maps the
+    kernel's drop reasons to their names after `open()`, and *sees_delivery* says whether
+    local delivery is told.
     """
 
     def __init__(self, namespaces: Sequence[Netns]) -> None:
         """Take the *namespaces* whose events are wanted; nothing is opened yet."""
         self.namespaces = tuple(namespaces)
-        self._inodes = np.array([one.inode for one in self.namespaces], np.uint32)
         self.reasons: dict[int, str] = {}
         self.sees_delivery = False
         self._descriptors: list[int] = []
@@ -117,13 +106,17 @@ class SkbEvents:
             raise
 
     def _open_programs(self) -> None:
-        loaded = load(_SPEC)
+        room = {"NT_NAMESPACES_MAX": max(1, len(self.namespaces))}
+        loaded = load(replace(_SPEC, defines={**_SPEC.defines, **room}))
         self._maps = loaded.maps
         self._descriptors += [*loaded.maps.values(), *loaded.programs.values()]
         names = loaded.enums.get("skb_drop_reason", {})
         self.reasons = {n: name.removeprefix("SKB_DROP_REASON_") for name, n in names.items()}
         size = _RING_PAGES * os.sysconf("SC_PAGE_SIZE")
         self._ring = RingReader(self._maps["events"], size, EVENT_RECORD)
+        told = MapFile(self._maps["namespaces"], 4, 1)
+        for namespace in self.namespaces:
+            told.update(namespace.inode.to_bytes(4, sys.byteorder), b"\1")
         for program, tracepoint in _TRACEPOINTS.items():
             self._descriptors.append(attach_raw_tracepoint(tracepoint, loaded.programs[program]))
         deliver = loaded.programs.get("on_deliver")
@@ -149,33 +142,14 @@ class SkbEvents:
         """
         block = np.zeros(1, MATCHES)
         block["count"] = fill_matches(filters, block[0]["match"])
-        self._set_matches(block)
-
-    def add_flow(self, flow: Flow) -> None:
-        """
-        Tell of one more flow's packets; the filters go on as they are.
-
-        Errors: OSError (E2BIG) where the table of flows is full.
-        """
-        MapFile(self._maps["flows"], FLOW.itemsize, 8).update(_pack_flow(flow), bytes(8))
-        block = np.frombuffer(self._matches().lookup(bytes(4)) or b"", MATCHES).copy()
-        if not block["flows"][0]:
-            block["flows"] = 1
-            self._set_matches(block)
+        MapFile(self._maps["matches"], 4, MATCHES.itemsize).update(bytes(4), block.tobytes())
 
     def read(self) -> npt.NDArray[np.void]:
         """Return the namespaces' events that are ready, `SKB_EVENT (n,)`, in the order told."""
         if self._ring is None:
             msg = "SkbEvents is not open"
             raise ValueError(msg)
-        records = self._ring.read()
-        # A packet's ways through other namespaces cost a read, but not their headers.
-        records = records[np.isin(records["netns"], self._inodes)]
-        return decode_skb_events(records, time.time_ns() - time.monotonic_ns())
-
-    def fileno(self) -> int:
-        """Return the ring's descriptor, readable when events are waiting."""
-        return self._maps["events"]
+        return decode_skb_events(self._ring.read(), time.time_ns() - time.monotonic_ns())
 
     def loss(self) -> SkbLoss:
         """Return how many events were told and lost so far."""
@@ -191,19 +165,3 @@ class SkbEvents:
             self._ring = None
         close_all(self._descriptors)
         self._maps = {}
-
-    def _matches(self) -> MapFile:
-        return MapFile(self._maps["matches"], 4, MATCHES.itemsize)
-
-    def _set_matches(self, block: npt.NDArray[np.void]) -> None:
-        self._matches().update(bytes(4), block.tobytes())
-
-
-def _pack_flow(flow: Flow) -> bytes:
-    row = np.zeros(1, FLOW)
-    row["src"] = np.frombuffer(flow.src.ljust(16, b"\0"), "<u4")
-    row["dst"] = np.frombuffer(flow.dst.ljust(16, b"\0"), "<u4")
-    row["sport"], row["dport"] = np.array([flow.sport, flow.dport], "<u2").byteswap()
-    row["family"] = 4 if len(flow.src) == 4 else 6  # noqa: PLR2004 - bytes of an address
-    row["proto"] = flow.proto
-    return row.tobytes()
