@@ -48,7 +48,7 @@ class Armed:
             for hook in ("postrouting", "input")
         )
         # One transaction: a packet meets all of it or nothing.
-        self._run(plan.script + last)
+        self.run(plan.script + last)
 
     def read_over_limit(self) -> int | None:
         """Return how many matching packets the rate limit left untraced, None if unknown."""
@@ -69,7 +69,12 @@ class Armed:
         self._context.cmd(script)
         self._context = None
 
-    def _run(self, script: str) -> None:
+    def run(self, script: str) -> None:
+        """
+        Run nft commands in one transaction, as those that change our own sets.
+
+        Errors: KernelRefusedError; nothing was changed then.
+        """
         status, _, error = self._context.cmd(script)
         if status != 0:
             said = error.strip().splitlines() or ["no reason given"]

@@ -1,0 +1,417 @@
+"""
+Rules named without asking: a flow that lost a packet is waited for, and traced.
+
+The kernel's record of a drop says which flow lost a packet, and mostly by which rule. Where
+it does not say, that flow is armed in its namespace, and its next packet, if it dies alike,
+names the rule. What was learned is remembered by version of the ruleset, place and class of
+flow, and asked no second time.
+
+Whatever arrives, the work is bounded: records looked at in a turn, flows and namespaces
+that wait, packets that the kernel traces, CPU time on the average. Each packet whose rule
+is not asked for is counted under the bound that kept us from it.
+"""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+
+import numpy as np
+
+from tracer.core.budget import Bucket
+from tracer.core.drop_events import packets_of
+from tracer.core.filters import Filter
+from tracer.core.flow_classes import (
+    FLOW_CLASS,
+    Answers,
+    Flow,
+    RuleAnswer,
+    class_keys,
+    flow_keys,
+)
+from tracer.core.journey import EndingKind
+from tracer.errors import NftraceError
+from tracer.pipeline import choose
+from tracer.sources.adaptive import FlowTrace, RulesetMark
+from tracer.sources.netns import entered
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+    from concurrent.futures import ThreadPoolExecutor
+
+    import numpy.typing as npt
+
+    from tracer.core.drops import DropCount
+    from tracer.daemon.settings import TraceSettings
+    from tracer.sources.netns import Netns
+    from tracer.sources.trace import Told
+
+__all__ = ["Namer", "NamingCounts", "needs_name"]
+
+#: Records that are looked at in one turn; a turn takes some ms of them.
+RECORDS_MAX = 1024
+#: CPU time is saved up for so many seconds.
+_CPU_BURST_S = 10.0
+#: Rules changed or not: asked at most so often in each namespace.
+_CHECK_S = 1.0
+#: After the kernel or another tool refused, a namespace is left alone for so long.
+_REFUSED_S = 30.0
+#: Once named, a namespace's chains go when no other flow has come for so long.
+_LINGER_S = 1.0
+#: Rules by namespace that packets are counted for; more are counted together.
+_ATTRIBUTED_MAX = 16_384
+
+_ENDED = (EndingKind.DROPPED, EndingKind.REJECTED)
+_FAMILIES = {None, "inet", "ip", "ip6"}
+
+_Key: TypeAlias = tuple[int, int, str | None, str | None, bytes]
+
+
+class Cause(NamedTuple):
+    """A rule in a namespace, by its inode, that packets died by."""
+
+    netns: int
+    answer: RuleAnswer
+
+
+@dataclass
+class NamingCounts:
+    """
+    What became of drops whose rule the kernel's record did not name.
+
+    *armed*, *named* and *expired* count flows; *passed* those whose next packet did not
+    die; *elsewhere* those that died by another table. *attributed* counts packets by the
+    rule found for their class; *untraced* all others, by what kept us from finding it.
+    *unanswered* counts twice-seen SYNs that left or were delivered.
+    """
+
+    armed: int = 0
+    named: int = 0
+    passed: int = 0
+    elsewhere: int = 0
+    expired: int = 0
+    unanswered: int = 0
+    over_limit: int = 0
+    attributed: Counter[Cause] = field(default_factory=Counter)
+    unattributed: int = 0
+    untraced: Counter[str] = field(default_factory=Counter)
+
+
+@dataclass
+class _Space:
+    """What is known of a namespace; *trace* is there only while flows wait in it."""
+
+    namespace: Netns
+    version: int = 0
+    mark: RulesetMark | None = None
+    checked_s: float = 0.0
+    refused_until_s: float = 0.0
+    trace: FlowTrace | None = None
+    readings: int = 0
+    until_s: float = 0.0
+    waiting: dict[Flow, _Waiting] = field(default_factory=dict)
+    asked: dict[_Key, _Waiting] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class _Waiting:
+    """A flow that stands for its class; *packets* of the class have died until now."""
+
+    flow: Flow
+    key: _Key
+    table: str | None
+    until_s: float
+    packets: int
+
+
+def needs_name(kind: DropCount) -> bool:
+    """Tell whether a rule killed packets of *kind*, and which one is not known."""
+    if kind.family not in _FAMILIES:
+        return False
+    if kind.engine is None:
+        return kind.reason == "NETFILTER_DROP"
+    if kind.engine == "legacy":
+        return kind.kind == "table"
+    return kind.engine == "nft" and kind.kind != "policy" and kind.handle is None
+
+
+class Namer:
+    """
+    Arms flows, and keeps what their traces say.
+
+    *log* is a structlog logger. All times given are monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        settings: TraceSettings,
+        pool: ThreadPoolExecutor,
+        log: Any,  # noqa: ANN401 - structlog's
+        now_s: float,
+    ) -> None:
+        self.counts = NamingCounts()
+        self.answers = Answers(settings.answers)
+        self.resisted: list[str] = []
+        self._settings = settings
+        self._pool = pool
+        self._log = log
+        share = settings.cpu_percent / 100
+        self._cpu = Bucket(share, share * _CPU_BURST_S, now_s)
+        self._spaces: dict[int, _Space] = {}
+        self._waiting = 0
+
+    @property
+    def waiting(self) -> int:
+        """How many flows wait for their next packet."""
+        return self._waiting
+
+    @property
+    def traced(self) -> int:
+        """In how many namespaces there are chains of ours now."""
+        return sum(space.trace is not None for space in self._spaces.values())
+
+    def forget(self, namespaces: Iterable[Netns]) -> None:
+        """Drop what is known of *namespaces*, which are gone or no longer watched."""
+        for one in namespaces:
+            space = self._spaces.pop(one.inode, None)
+            if space is not None:
+                self._close(space)
+
+    def offer(
+        self,
+        kinds: Sequence[DropCount],
+        indexes: npt.NDArray[np.intp],
+        records: npt.NDArray[np.void],
+        namespaces: Mapping[int, Netns],
+        now_s: float,
+    ) -> None:
+        """
+        Take records of drops; `kinds[indexes[i]]` is the kind of the i-th.
+
+        Shape: *namespaces* are those that are watched, by inode.
+        """
+        unknown = np.fromiter(map(needs_name, kinds), np.bool_, len(kinds))
+        watched = np.isin(records["key"]["netns"], list(namespaces))
+        rows = np.flatnonzero(unknown[indexes] & watched)
+        if not len(rows):
+            return
+        started_s = time.thread_time()
+        look = rows[:: -(-len(rows) // RECORDS_MAX)]
+        skipped = records["weight"][rows].sum() - records["weight"][look].sum()
+        self._count_untraced("flood", int(skipped))
+        self._group(kinds, indexes[look], records[look], namespaces, now_s)
+        self._cpu.spend(time.thread_time() - started_s, now_s)
+
+    def _group(
+        self,
+        kinds: Sequence[DropCount],
+        indexes: npt.NDArray[np.intp],
+        records: npt.NDArray[np.void],
+        namespaces: Mapping[int, Netns],
+        now_s: float,
+    ) -> None:
+        packets = packets_of(records)
+        flows, usable = flow_keys(packets)
+        weights = records["weight"].astype(np.int64)
+        self._count_untraced("no_flow", int(weights[~usable].sum()))
+        grouped = np.zeros(len(records), [("kind", "<u4"), ("of", FLOW_CLASS)])
+        grouped["kind"], grouped["of"] = indexes, class_keys(packets, records["iif"])
+        keys, first, group = np.unique(grouped[usable], return_index=True, return_inverse=True)
+        sums = np.bincount(group, weights[usable], len(keys)).astype(np.int64)
+        wanted: dict[int, list[_Waiting]] = {}
+        flows = flows[usable]
+        for key, row, packets_lost in zip(keys, first.tolist(), sums.tolist(), strict=True):
+            kind = kinds[int(key["kind"])]
+            space = self._space(namespaces[kind.netns], now_s)
+            ask = (kind.netns, space.version, kind.hook, kind.table, key["of"].tobytes())
+            answer = self.answers.find(ask)
+            if answer is not None:
+                self._attribute(kind.netns, answer, packets_lost)
+            elif ask in space.asked:
+                space.asked[ask].packets += packets_lost
+            elif (bound := self._bound(space, flow := Flow.of_row(flows[row]), now_s)) is not None:
+                self._count_untraced(bound, packets_lost)
+            else:
+                until_s = now_s + self._settings.wait_s
+                one = _Waiting(flow, ask, kind.table, until_s, packets_lost)
+                space.asked[ask] = space.waiting[flow] = one
+                self._waiting += 1
+                wanted.setdefault(kind.netns, []).append(one)
+        for inode, asked in wanted.items():
+            self._arm(self._spaces[inode], asked, now_s)
+
+    def _attribute(self, netns: int, answer: RuleAnswer, packets: int) -> None:
+        cause = Cause(netns, answer)
+        attributed = self.counts.attributed
+        if cause in attributed or len(attributed) < _ATTRIBUTED_MAX:
+            attributed[cause] += packets
+        else:
+            self.counts.unattributed += packets
+
+    def _count_untraced(self, bound: str, packets: int) -> None:
+        if packets:
+            self.counts.untraced[bound] += packets
+
+    def _bound(self, space: _Space, flow: Flow, now_s: float) -> str | None:
+        """Return what keeps us from arming *flow*; None where nothing does."""
+        settings = self._settings
+        if flow in space.waiting:
+            return "waiting"
+        if now_s < space.refused_until_s:
+            return "refused"
+        if self._waiting >= settings.flows:
+            return "flows"
+        if self._cpu.level(now_s) <= 0:
+            return "cpu"
+        in_use = sum(bool(one.waiting or one.trace) for one in self._spaces.values())
+        is_new = not space.waiting and space.trace is None
+        return "namespaces" if is_new and in_use >= settings.namespaces else None
+
+    def _space(self, namespace: Netns, now_s: float) -> _Space:
+        """Return what is known of *namespace*, its version checked now and then."""
+        space = self._spaces.get(namespace.inode)
+        if space is None:
+            space = self._spaces[namespace.inode] = _Space(namespace)
+        if space.trace is not None:
+            if space.trace.trace.readings != space.readings:
+                space.readings = space.trace.trace.readings
+                space.version += 1
+        elif now_s - space.checked_s >= _CHECK_S:
+            space.checked_s = now_s
+            self._check_rules(space)
+        return space
+
+    def _check_rules(self, space: _Space) -> None:
+        if space.mark is None:
+            return
+        try:
+            with entered(space.namespace):
+                if space.mark.has_moved():
+                    space.version += 1
+                    space.mark = RulesetMark()
+        except NftraceError:
+            space.version += 1
+
+    def _arm(self, space: _Space, asked: Sequence[_Waiting], now_s: float) -> None:
+        try:
+            if space.trace is None:
+                self._open(space, now_s)
+            if space.trace is not None:
+                space.trace.arm([one.flow for one in asked], self._settings.wait_s)
+        except NftraceError as exc:
+            self._end(space, asked, "refused")
+            space.refused_until_s = now_s + _REFUSED_S
+            self._log.warning("arming_refused", netns=space.namespace.name, why=str(exc))
+            return
+        space.until_s = max(one.until_s for one in space.waiting.values())
+        self.counts.armed += len(asked)
+
+    def _open(self, space: _Space, now_s: float) -> None:
+        settings = self._settings
+        before_s = _children_s()
+        with entered(space.namespace):
+            space.trace = FlowTrace(
+                space.namespace,
+                self._pool,
+                rate=max(1, settings.packets_per_second // settings.namespaces),
+                size=settings.flows,
+                syns=settings.twice_seen_syns,
+            )
+        space.readings = space.trace.trace.readings
+        self._cpu.spend(_children_s() - before_s, now_s)
+
+    def turn(self, now_s: float) -> None:
+        """Read what was traced, and end what was waited for long enough."""
+        for space in list(self._spaces.values()):
+            if space.trace is None:
+                continue
+            started_s = time.thread_time()
+            self._take(space, space.trace.receive(), now_s)
+            over = [one for one in space.waiting.values() if now_s >= one.until_s]
+            self._end(space, over, "expired")
+            self.counts.expired += len(over)
+            overspent = self._cpu.level(now_s) < -_CPU_BURST_S * self._settings.cpu_percent / 100
+            if overspent or (not space.waiting and now_s >= space.until_s):
+                self._close(space)
+            self._cpu.spend(time.thread_time() - started_s, now_s)
+
+    def _take(self, space: _Space, told: Iterable[Told], now_s: float) -> None:
+        for one in told:
+            chosen = choose(one.journeys, one.paths, Filter(), both=False, device=one.trace.device)
+            flows, usable = flow_keys(chosen.packets)
+            for row in np.flatnonzero(usable).tolist():
+                ending = chosen.paths[row].ending
+                answer = RuleAnswer.of_ending(ending) if ending.kind in _ENDED else None
+                self._learn(space, Flow.of_row(flows[row]), answer, now_s)
+
+    def _learn(self, space: _Space, flow: Flow, answer: RuleAnswer | None, now_s: float) -> None:
+        waited = space.waiting.get(flow)
+        if waited is None:
+            self.counts.unanswered += answer is None and self._settings.twice_seen_syns
+            return
+        self._end(space, [waited], None)
+        if space.trace is not None:
+            space.trace.let_go([flow])
+        space.until_s = now_s + _LINGER_S
+        if answer is None:
+            self.counts.passed += 1
+            self._count_untraced("passed", waited.packets)
+        elif waited.table not in {None, answer.table}:
+            self.counts.elsewhere += 1
+            self._count_untraced("elsewhere", waited.packets)
+        else:
+            self.counts.named += 1
+            self.answers.remember(waited.key, answer)
+            self._attribute(space.namespace.inode, answer, waited.packets)
+            self._log.info(
+                "rule_named",
+                netns=space.namespace.name,
+                engine=answer.engine,
+                table=answer.table,
+                chain=answer.chain,
+                rule=answer.rule,
+                handle=answer.handle,
+                text=answer.text,
+            )
+
+    def _end(self, space: _Space, over: Iterable[_Waiting], bound: str | None) -> None:
+        for one in over:
+            del space.waiting[one.flow], space.asked[one.key]
+            self._waiting -= 1
+            if bound is not None:
+                self._count_untraced(bound, one.packets)
+
+    def _close(self, space: _Space) -> None:
+        trace, space.trace = space.trace, None
+        if trace is None:
+            return
+        try:
+            if trace.has_moved():
+                space.version += 1
+        except NftraceError:
+            space.version += 1
+        self._take(space, trace.close(), time.monotonic())
+        self._end(space, list(space.waiting.values()), "expired")
+        self.counts.over_limit += trace.over_limit
+        self.resisted += trace.resisted
+        for line in trace.resisted:
+            self._log.error("not_put_back", netns=space.namespace.name, why=line)
+        space.mark = None
+        try:
+            with entered(space.namespace):
+                space.mark = RulesetMark()
+        except NftraceError:
+            space.version += 1
+
+    def close(self) -> None:
+        """Disarm everywhere; harmless when repeated."""
+        for space in self._spaces.values():
+            self._close(space)
+
+
+def _children_s() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
