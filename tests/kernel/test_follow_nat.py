@@ -266,23 +266,18 @@ def test_follows_one_address_of_a_range(road: Road) -> None:
     assert {True} == {j["whole"] for j in live.journeys}
 
 
-def test_says_that_an_ipset_hides_the_first_packet(road: Road) -> None:
-    """Where only an ipset says what is translated, the first packet is late, and it is said."""
-    if road.backend == "nftables":
-        pytest.skip("nft has no ipset")
-    commands = "create doors hash:ip,port\nadd doors 10.8.0.7,udp:77\n"
-    nets.ip_netns_exec(ROUTER, "ipset", "-exist", "restore", stdin=commands)
-    rule = "-A PREROUTING -p udp -m set --match-set doors dst,dst -j DNAT --to 10.2.0.2:22"
-    load(road, "ip", (rule,), "")
+def test_says_that_a_mark_hides_the_first_packet(road: Road) -> None:
+    """Where only a mark says what is translated, the first packet is late, and it is said."""
+    rule = "-A PREROUTING -p udp -m mark ! --mark 0x7 -j DNAT --to 10.2.0.2:22"
+    load(road, "ip", (rule,), _chain("meta mark != 7 meta l4proto udp dnat to 10.2.0.2:22"))
     with echo(SERVER, "10.2.0.2", 22) as server:
         talk = Talk(CLIENT, ("10.8.0.7", 77), server)
         with talk.socket, follow(ROUTER, "--dst", "10.2.0.2", "--dport", "22") as live:
             talk.exchange(COUNT)
-            nets.send_udp(CLIENT, "10.8.0.7", 78, NOISE)
 
     assert [False, *[True] * (COUNT - 1)] == [j["whole"] for j in live.journeys]
     assert "10.2.0.2" == live.journeys[0]["packet"]["dst"]
     assert {"10.1.0.2 > 10.8.0.7:77"} == {endpoints(j["packet"]) for j in live.journeys[1:]}
     assert 1 == live.summary["began_late"]
     (note,) = live.summary["notes"]
-    assert "NAT in table ip nat chain PREROUTING rule 1" in note
+    assert "chain PREROUTING rule 1" in note or "chain c rule 1" in note

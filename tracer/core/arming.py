@@ -59,6 +59,7 @@ if TYPE_CHECKING:
 
     from tracer.core.filters import Filter
     from tracer.core.nat_headers import Headers
+    from tracer.core.nat_sets import IpSets
     from tracer.core.ruleset import Ruleset
 
 __all__ = ["ArmingPlan", "LocalAddresses", "plan_arming"]
@@ -119,6 +120,7 @@ def plan_arming(  # noqa: PLR0913  # each is one thing that only the caller know
     both: bool,
     rate: int | None,
     devices: tuple[str, ...],
+    ip_sets: IpSets | None = None,
     with_ends: bool = False,
 ) -> ArmingPlan:
     """
@@ -126,6 +128,7 @@ def plan_arming(  # noqa: PLR0913  # each is one thing that only the caller know
 
     Shape: *nat_json* maps (family, name) of native nat tables to what `nft -j list table`
     prints, as `RulesetRead` has it; *devices* are the names of the devices that exist;
+    *ip_sets* has the sets that iptables' NAT rules match on, by name;
     *table* begins with `nftrace_`. *both*: the replies too. Units: *rate* is
     packets a second for each table, None for all. *with_ends*: say
     what packets are called behind NAT, too. Errors: none; what cannot be had is in
@@ -144,7 +147,7 @@ def plan_arming(  # noqa: PLR0913  # each is one thing that only the caller know
         filters = _list_filters(wanted, version, both=both)
         if not filters:
             continue
-        chains = read_nat_chains(ruleset, nft_objects, version)
+        chains = read_nat_chains(ruleset, nft_objects, version, ip_sets)
         found = [map_filter(box, chains, addresses) for box in filters]
         mapped[version] = [box for each in found for box in each.boxes]
         if with_ends:
@@ -167,6 +170,7 @@ def plan_arming(  # noqa: PLR0913  # each is one thing that only the caller know
         if script:
             scripts.append(script)
             tables.append((family, table))
+    notes.update(dict.fromkeys(_describe_sets(ip_sets or {})))
     notes.update(dict.fromkeys(_describe_hooks(request, [family for family, _ in tables])))
     return ArmingPlan(
         table,
@@ -356,6 +360,14 @@ def _name_sites(sites: set[str], outcome: str) -> Iterator[str]:
         yield f"NAT in {site} {outcome}"
     if len(sites) > _MAX_NAMED:
         yield f"NAT in {len(sites) - _MAX_NAMED} more rules {outcome}"
+
+
+def _describe_sets(ip_sets: IpSets) -> Iterator[str]:
+    for name in [name for name, found in ip_sets.items() if found.members is None][:_MAX_NAMED]:
+        yield (
+            f"the ipset {name} is too large to be read, or of an unknown kind: what NAT rules"
+            " pick by it is not known"
+        )
 
 
 def _describe_hooks(request: _Request, families: Sequence[str]) -> Iterator[str]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from tracer.core.nat_headers import Headers, hull, reduce
+from tracer.core.nat_headers import Headers, hull, narrow, reduce
 from tracer.core.nat_iptables import NAT_TARGETS, read_iptables_rule
 from tracer.core.nat_nft import read_nft_rule
 from tracer.core.nat_rules import HOOKS, Branch, Side
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from tracer.core.nat_nft_values import Json
+    from tracer.core.nat_sets import IpSets
     from tracer.core.ruleset import Ruleset, Table
 
 __all__ = ["NatChains", "Site", "read_nat_chains"]
@@ -40,12 +41,15 @@ class Site:
     number: int
     version: int
     text: str = ""
-    read: Branch | None = None
+    sets: IpSets = field(default_factory=dict)
+    read: list[Branch] | None = None
 
     @cached_property
-    def branch(self) -> Branch:
-        """What the rule does here."""
-        return self.read or read_iptables_rule(self.text, self.version)
+    def branches(self) -> list[Branch]:
+        """What the rule does here, each with the packets that it does it to."""
+        if self.read is not None:
+            return self.read
+        return read_iptables_rule(self.text, self.version, self.sets)
 
 
 @dataclass
@@ -83,8 +87,8 @@ class NatChains:
         else:
             ways = []
             for site in self.callers.get(chain, ()):
-                matched = site.branch.headers
-                ways += [matched.meet(way) for way in self.find_ways(site.chain, side)]
+                matched = [branch.headers for branch in site.branches]
+                ways += narrow(matched, self.find_ways(site.chain, side))
         ways = reduce(ways)
         self._ways[chain, side] = [hull(ways)] if len(ways) > _MAX_WAYS else ways
         return self._ways[chain, side]
@@ -95,20 +99,24 @@ class NatChains:
 
 
 def read_nat_chains(
-    ruleset: Ruleset, nft_objects: Sequence[Mapping[str, Json]], version: int
+    ruleset: Ruleset,
+    nft_objects: Sequence[Mapping[str, Json]],
+    version: int,
+    ip_sets: IpSets | None = None,
 ) -> list[NatChains]:
     """
     Return the nat tables that translate packets of IP *version*.
 
-    Tables in iptables' language come from *ruleset*, native ones from *nft_objects*: the
-    lists under `nftables` in what `nft -j list table` prints, joined.
+    Tables in iptables' language come from *ruleset*, with the *ip_sets* that their rules
+    name; native ones from *nft_objects*: the lists under `nftables` in what `nft -j list
+    table` prints, joined.
     """
     iptables, native = [], set()
     for (_, family, name), table in ruleset.tables.items():
         if version not in _FAMILIES.get(family, ()) or not _has_nat(table):
             continue
         if table.form == "iptables":
-            iptables.append(_read_iptables_table(table, version))
+            iptables.append(_read_iptables_table(table, version, ip_sets or {}))
         else:
             native.add((family, name))
     return [*iptables, *_read_nft_tables(nft_objects, native, version)]
@@ -120,17 +128,18 @@ def _has_nat(table: Table) -> bool:
     )
 
 
-def _read_iptables_table(table: Table, version: int) -> NatChains:
+def _read_iptables_table(table: Table, version: int, sets: IpSets) -> NatChains:
     chains = NatChains(table.family, table.name, version)
     for chain in table.chains.values():
         if chain.hook is not None:
             chains.hooks[chain.name] = chain.hook
         for rule in chain.rules:
             if rule.target is not None and rule.target in table.chains:
-                site = Site(chain.name, rule.number, version, rule.text)
+                site = Site(chain.name, rule.number, version, rule.text, sets)
                 chains.callers[rule.target].append(site)
             elif _may_translate(rule.text):
-                chains.translations.append(Site(chain.name, rule.number, version, rule.text))
+                site = Site(chain.name, rule.number, version, rule.text, sets)
+                chains.translations.append(site)
     return chains
 
 
@@ -184,7 +193,7 @@ def _read_elements(body: Mapping[str, Json]) -> Sequence[Json] | None:
 
 def _add_branches(table: NatChains, chain: str, number: int, branches: Iterable[Branch]) -> None:
     for branch in branches:
-        site = Site(chain, number, table.version, read=branch)
+        site = Site(chain, number, table.version, read=[branch])
         if branch.jump is None:
             table.translations.append(site)
         else:

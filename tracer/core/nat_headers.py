@@ -14,14 +14,28 @@ from typing import TYPE_CHECKING
 from tracer.core.nat_ranges import Limit, covers, join, meet, read_network
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from tracer.core.filters import Filter
 
-__all__ = ["ANY_DEVICE", "PORT_PROTOCOLS", "Devices", "Headers", "hull", "read_filter", "reduce"]
+__all__ = [
+    "ANY_DEVICE",
+    "MAX_PRODUCTS",
+    "PORT_PROTOCOLS",
+    "Devices",
+    "Headers",
+    "hull",
+    "narrow",
+    "read_filter",
+    "reduce",
+]
 
 #: Protocols that begin with two ports: tcp, udp, dccp, sctp, udplite (IANA's numbers).
 PORT_PROTOCOLS = ((6, 6), (17, 17), (33, 33), (132, 132), (136, 136))
+
+#: A match on so many members of sets is kept as one product that holds them all; 65,536 is
+#: what an ipset holds unless it was made for more.
+MAX_PRODUCTS = 65536
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,3 +209,10 @@ def reduce(boxes: Iterable[Headers]) -> list[Headers]:
         if not box.is_empty and not any(other.covers(box) for other in kept[:_COMPARED]):
             kept.append(box)
     return kept
+
+
+def narrow(boxes: Sequence[Headers], others: Sequence[Headers]) -> list[Headers]:
+    """Return the products of both lists that hold packets."""
+    found = (box.meet(other) for box in boxes for other in others)
+    kept = [box for box in found if not box.is_empty]
+    return [hull(kept)] if len(kept) > MAX_PRODUCTS else kept

@@ -6,9 +6,10 @@ import ipaddress
 from typing import TYPE_CHECKING, Final
 
 from tracer.core.iptables_lines import split_arguments
-from tracer.core.nat_headers import ANY_DEVICE, Devices, Headers
+from tracer.core.nat_headers import Devices, Headers, narrow
 from tracer.core.nat_ranges import Limit, Ranges, complement, make_ranges, meet, read_addresses
 from tracer.core.nat_rules import TOPS, Branch, Side, Translation
+from tracer.core.nat_sets import IpSets, read_match_set
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -57,53 +58,71 @@ def _split(text: str) -> list[str]:
     return split_arguments(text) if '"' in text else text.split()
 
 
-def read_iptables_rule(text: str, version: int) -> Branch:
+def read_iptables_rule(text: str, version: int, sets: IpSets) -> list[Branch]:
     """
     Read what a rule of a nat table matches and does, from `-A CHAIN …` on.
 
-    Matches other than addresses, ports, protocol and devices are left out. A branch
-    without jump and translations is a target that changes nothing or cannot be read.
+    Several branches do the same with different packets, where a set of *sets* says which;
+    none where it holds nothing. Matches other than addresses, ports, protocol, devices and
+    sets are left out. A branch without jump and translations is a target that changes
+    nothing or cannot be read.
     """
-    words = _split(text)
-    limits: dict[str, Limit] = {}
-    devices: dict[str, Devices] = {}
-    target = ""
-    options: dict[str, str] = {}
-    negated = False
-    index = 2
-    while index < len(words):
-        word = words[index]
-        index += 1
-        if word == "!":
-            negated = True
-            continue
-        argument = words[index] if index < len(words) else ""
+    rule = _Rule(_split(text), version, sets)
+    rule.read()
+    target = rule.target
+    translations = (
+        _read_translations(target, rule.options, version) if target in NAT_TARGETS else ()
+    )
+    jump = None if target in NAT_TARGETS else target
+    return [Branch(box, jump, translations) for box in rule.boxes]
+
+
+class _Rule:
+    """The words of one rule, and what has been read of them."""
+
+    def __init__(self, words: list[str], version: int, sets: IpSets) -> None:
+        self._words = words
+        self._version = version
+        # With this option members and nomatch members change places.
+        self._sets = {} if "--return-nomatch" in words else sets
+        self._limits: dict[str, Limit] = {}
+        self._devices: dict[str, Devices] = {}
+        self.boxes: list[Headers] = [Headers(version)]
+        self.target = ""
+        self.options: dict[str, str] = {}
+
+    def read(self) -> None:
+        words, negated, index = self._words, False, 2
+        while index < len(words):
+            word = words[index]
+            index += 1
+            if word == "!":
+                negated = True
+                continue
+            argument = words[index] if index < len(words) else ""
+            self._take(word, argument, words[index + 1 : index + 2], negated=negated)
+            if word in _FREE_TEXT or (argument and not argument.startswith(("-", "!"))):
+                index += 1
+            negated = False
+        fields: dict[str, Limit | Devices] = {**self._limits, **self._devices}
+        headers = Headers(self._version, **fields)  # type: ignore[arg-type]
+        self.boxes = narrow([headers], self.boxes)
+
+    def _take(self, word: str, argument: str, rest: list[str], *, negated: bool) -> None:
         if word in _READERS:
             field, read = _READERS[word]
-            limit = _read_limit(read, argument, version, negated=negated)
-            limits[field] = meet(limits.get(field), limit)
+            limit = _read_limit(read, argument, self._version, negated=negated)
+            self._limits[field] = meet(self._limits.get(field), limit)
+        elif word == "--match-set":
+            ways = [way for words in rest for way in words.split(",")]
+            found = read_match_set(self._sets, argument, ways, self._version, negated=negated)
+            self.boxes = narrow(self.boxes, found)
         elif word in _DEVICES:
-            devices[_DEVICES[word]] = _read_device(argument, negated=negated)
+            self._devices[_DEVICES[word]] = _read_device(argument, negated=negated)
         elif word in ("-j", "-g", "--jump", "--goto"):
-            target = argument
-        elif target:
-            options[word] = argument
-        if word in _FREE_TEXT or (argument and not argument.startswith(("-", "!"))):
-            index += 1
-        negated = False
-    headers = Headers(
-        version,
-        limits.get("src"),
-        limits.get("dst"),
-        limits.get("sport"),
-        limits.get("dport"),
-        limits.get("proto"),
-        devices.get("iif", ANY_DEVICE),
-        devices.get("oif", ANY_DEVICE),
-    )
-    if target in NAT_TARGETS:
-        return Branch(headers, translations=_read_translations(target, options, version))
-    return Branch(headers, jump=target)
+            self.target = argument
+        elif self.target:
+            self.options[word] = argument
 
 
 _DEVICES = {"-i": "iif", "--in-interface": "iif", "-o": "oif", "--out-interface": "oif"}

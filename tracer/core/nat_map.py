@@ -26,7 +26,7 @@ from tracer.core.nat_headers import (
     reduce,
 )
 from tracer.core.nat_ranges import Limit, count, meet, move, move_back
-from tracer.core.nat_rules import Side, Translation
+from tracer.core.nat_rules import Branch, Side, Translation
 
 if TYPE_CHECKING:
     import ipaddress
@@ -119,8 +119,7 @@ def _follow(
     for table in tables:
         if table.is_unread:
             found.unreadable.add((side, f"table {table.family} {table.name}"))
-    for table, site in _list_sites(tables):
-        branch = site.branch
+    for table, site, branch in _list_branches(tables):
         if not branch.translations and table.find_ways(site.chain, side):
             found.unreadable.add((side, table.name_site(site)))
         for translation in branch.translations:
@@ -134,8 +133,15 @@ def _follow(
             yield from (each for each in before if not each.is_wide)
 
 
-def _list_sites(tables: Sequence[NatChains]) -> Iterator[tuple[NatChains, Site]]:
-    return ((table, site) for table in tables for site in table.translations)
+def _list_branches(
+    tables: Sequence[NatChains],
+) -> Iterator[tuple[NatChains, Site, Branch]]:
+    return (
+        (table, site, branch)
+        for table in tables
+        for site in table.translations
+        for branch in site.branches
+    )
 
 
 def _mirror(box: Headers) -> Headers:
@@ -237,12 +243,12 @@ def _apply(
     Where that does not say whose packet it is any more, only with *shared*.
     """
     turn: Callable[[Headers], Headers] = _mirror if side is Side.SRC else _same
-    for table, site in _list_sites(tables):
-        for translation in site.branch.translations:
-            if translation.side is not side or site.branch.headers.meet(asked).is_empty:
+    for table, site, branch in _list_branches(tables):
+        for translation in branch.translations:
+            if translation.side is not side or branch.headers.meet(asked).is_empty:
                 continue
             for way in table.find_ways(site.chain, side):
-                matched = site.branch.headers.meet(way)
+                matched = branch.headers.meet(way)
                 box = matched.meet(asked)
                 if box.is_empty:
                     continue

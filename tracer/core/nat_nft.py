@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from tracer.core.nat_headers import Headers
+from tracer.core.nat_headers import Headers, narrow
 from tracer.core.nat_iptables import NAT_TARGETS
 from tracer.core.nat_nft_values import (
     Json,
     Sets,
     Unreadable,
-    narrow,
     read_element,
     read_fields,
     read_limit,

@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, TypeAlias
 
-from tracer.core.nat_headers import ANY_DEVICE, PORT_PROTOCOLS, Devices, Headers, hull
+from tracer.core.nat_headers import (
+    ANY_DEVICE,
+    MAX_PRODUCTS,
+    PORT_PROTOCOLS,
+    Devices,
+    Headers,
+    hull,
+)
 from tracer.core.nat_iptables import PROTOCOLS
 from tracer.core.nat_ranges import Limit, Ranges, complement, make_ranges, read_addresses
 from tracer.core.nat_rules import TOPS
@@ -17,7 +24,6 @@ __all__ = [
     "Json",
     "Sets",
     "Unreadable",
-    "narrow",
     "read_element",
     "read_fields",
     "read_limit",
@@ -32,8 +38,6 @@ Sets: TypeAlias = Mapping[str, "Sequence[Json] | None"]
 
 _TOP_PORT = 65535
 _TOP_PROTOCOL = 255
-#: A match on so many concatenated elements is kept as one product that holds them all.
-_MAX_PRODUCTS = 65536
 
 _ADDRESSES = {"saddr": "src", "daddr": "dst"}
 _TRANSPORTS = frozenset(("tcp", "udp", "sctp", "dccp", "udplite", "th"))
@@ -126,7 +130,7 @@ def read_match(match: Mapping[str, Json], version: int, sets: Sets) -> list[Head
     except Unreadable:
         boxes = [Headers(version)]
     found = [box for box in (box.meet(implied) for box in boxes) if not box.is_empty]
-    return [hull(found)] if len(found) > _MAX_PRODUCTS else found
+    return [hull(found)] if len(found) > MAX_PRODUCTS else found
 
 
 def _list_values(right: Json, sets: Sets) -> Iterator[Json]:
@@ -222,10 +226,3 @@ def read_limit(field: str, value: Json, version: int) -> Limit:
     inner = _get(value, "set")
     values = inner if isinstance(inner, list) else [value]
     return make_ranges(_read_pair(field, unwrap(each), version) for each in values)
-
-
-def narrow(boxes: Sequence[Headers], others: Sequence[Headers]) -> list[Headers]:
-    """Return the products of both lists that hold packets."""
-    found = (box.meet(other) for box in boxes for other in others)
-    kept = [box for box in found if not box.is_empty]
-    return [hull(kept)] if len(kept) > _MAX_PRODUCTS else kept

@@ -173,6 +173,7 @@ class Follow:
             read.ruleset,
             read.nat_json,
             LocalAddresses(read_addresses()),
+            ip_sets=read.ip_sets,
             table=f"{OWN_PREFIX}follow_{os.getpid()}",
             both=self._options.both,
             rate=self._rate(),

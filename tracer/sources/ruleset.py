@@ -19,18 +19,21 @@ import socket
 import struct
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from tracer.core.iptables import name_nft_tables, parse_iptables_save
 from tracer.core.nft_text import parse_nft
 from tracer.core.ruleset import Ruleset, Table
 from tracer.errors import KernelRefusedError, KernelUnsupportedError, MalformedMessageError
+from tracer.sources.ip_sets import find_set_names, read_ip_sets
 from tracer.sources.legacy_tables import LegacyFingerprint, legacy_tables
 from tracer.sources.ruleset_tools import Tool, find_iptables_save, find_nft
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
+    from tracer.core.ip_sets import IpSet
 
 __all__ = ["LegacyFingerprint", "RulesetRead", "legacy_tables", "read_generation", "read_ruleset"]
 
@@ -59,7 +62,8 @@ class RulesetRead:
     the rules changed while they were read, at each try, so that parts may be of different
     moments. *nat_json* maps (family, name) of the nft tables in form nft that hold nat
     chains to what `nft -j list table` prints; those in form iptables have their NAT in
-    their rules' texts. *elapsed_ns* is the time that reading took, all tries together.
+    their rules' texts, and *ip_sets* are the sets that these match on. Both are empty where
+    nobody asked for them. *elapsed_ns* is the time that reading took, all tries together.
     """
 
     ruleset: Ruleset
@@ -67,6 +71,7 @@ class RulesetRead:
     legacy: LegacyFingerprint
     exact: bool
     nat_json: Mapping[tuple[str, str], str]
+    ip_sets: Mapping[str, IpSet]
     elapsed_ns: int
 
     def is_stale(self) -> bool:
@@ -82,33 +87,43 @@ class _Content:
 
     ruleset: Ruleset
     nat_json: Mapping[tuple[str, str], str]
+    ip_sets: Mapping[str, IpSet]
 
 
-def read_ruleset() -> RulesetRead:
+def read_ruleset(*, with_nat: bool = True) -> RulesetRead:
     """
     Read all rules of the calling thread's network namespace.
 
+    *with_nat*: what arming must know of NAT, too.
     Errors: KernelUnsupportedError where a tool is missing that this ruleset needs,
     KernelRefusedError where the kernel or a tool refuses.
     """
     started_ns = time.perf_counter_ns()
     generation, legacy = read_generation(), LegacyFingerprint.take()
     for left in reversed(range(_TRIES)):
-        content = _try_read(generation, legacy, last=left == 0)
+        content = _try_read(generation, legacy, last=left == 0, with_nat=with_nat)
         before, previous = generation, legacy
         generation, legacy = read_generation(), LegacyFingerprint.take(previous)
         exact = generation == before and not legacy.changed_since(previous)
         if content is not None and (exact or left == 0):
             elapsed_ns = time.perf_counter_ns() - started_ns
             return RulesetRead(
-                content.ruleset, before, previous, exact, content.nat_json, elapsed_ns
+                content.ruleset,
+                before,
+                previous,
+                exact,
+                content.nat_json,
+                content.ip_sets,
+                elapsed_ns,
             )
     raise AssertionError  # the last try returned or raised
 
 
-def _try_read(generation: int | None, legacy: LegacyFingerprint, *, last: bool) -> _Content | None:
+def _try_read(
+    generation: int | None, legacy: LegacyFingerprint, *, last: bool, with_nat: bool
+) -> _Content | None:
     try:
-        return _read_once(generation, legacy)
+        return _read_once(generation, legacy, with_nat=with_nat)
     except MalformedMessageError as exc:
         message = f"a tool printed rules that nftrace does not understand ({exc})"
         raise KernelUnsupportedError(message, "report it with that tool's version") from exc
@@ -119,18 +134,20 @@ def _try_read(generation: int | None, legacy: LegacyFingerprint, *, last: bool) 
         return None
 
 
-def _read_once(generation: int | None, legacy: LegacyFingerprint) -> _Content:
+def _read_once(generation: int | None, legacy: LegacyFingerprint, *, with_nat: bool) -> _Content:
     with ExitStack() as runs:
         # Without -t it reads the tables that exist, and no other comes into being.
         saves = {
             family: _start(runs, [_get_legacy_save(family)])
             for family in sorted({family for family, _ in legacy.tables})
         }
-        tables, nat_json = ([], {}) if generation is None else _read_nft(runs)
+        tables, nat_json = ([], {}) if generation is None else _read_nft(runs, with_nat=with_nat)
         for family, save in saves.items():
             tables += parse_iptables_save(save.read(), "legacy", family)
     return _Content(
-        Ruleset({(table.engine, table.family, table.name): table for table in tables}), nat_json
+        Ruleset({(table.engine, table.family, table.name): table for table in tables}),
+        nat_json,
+        read_ip_sets(find_set_names(tables)) if with_nat else {},
     )
 
 
@@ -149,11 +166,20 @@ def _get_legacy_save(family: str) -> str:
     return found
 
 
-def _read_nft(runs: ExitStack) -> tuple[list[Table], Mapping[tuple[str, str], str]]:
+def _read_nft(
+    runs: ExitStack, *, with_nat: bool
+) -> tuple[list[Table], Mapping[tuple[str, str], str]]:
     nft = find_nft()
     # Terse: named sets can hold 100,000 elements that no rule's text shows.
     listing = _start(runs, [nft, "-s", "-t", "-a", "list", "ruleset"])
-    saves = _start_nft_saves(runs, _start(runs, [nft, "list", "tables"]).read())
+    # Beside that, in a tenth of its time: what else there is to start already.
+    chains = _read_chains(_start(runs, [nft, "-j", "list", "chains"]).read())
+    saves = _start_nft_saves(runs, chains)
+    nat_runs = {
+        key: _start(runs, [nft, "-j", _list_table(*key)])
+        for key, table in chains.items()
+        if with_nat and table.has_nat and not table.may_be_iptables(*key)
+    }
     tables = parse_nft(listing.read())
     made = {(table.family, table.name) for table in tables if _is_made_by_iptables(table)}
     saved = [
@@ -164,9 +190,41 @@ def _read_nft(runs: ExitStack) -> tuple[list[Table], Mapping[tuple[str, str], st
         if (family, table.name) in made
     ]
     named = name_nft_tables(tables, saved)
-    wanted = [(table.family, table.name) for table in named if _needs_json(table)]
-    nat_runs = {key: _start(runs, [nft, "-j", _list_table(*key)]) for key in wanted}
-    return named, {key: run.read() for key, run in nat_runs.items()}
+    wanted = [(table.family, table.name) for table in named if with_nat and _needs_json(table)]
+    for key in wanted:
+        if key not in nat_runs:
+            nat_runs[key] = _start(runs, [nft, "-j", _list_table(*key)])
+    return named, {key: nat_runs[key].read() for key in wanted}
+
+
+@dataclass(slots=True)
+class _Chains:
+    """The base chains of one nft table, before its rules are read."""
+
+    hooked: set[str] = field(default_factory=set)
+    has_nat: bool = False
+
+    def may_be_iptables(self, family: str, name: str) -> bool:
+        """Tell whether iptables-nft can have made the table."""
+        return (
+            family in ("ip", "ip6")
+            and name in _IPTABLES_TABLES
+            and _BUILT_IN.issuperset(self.hooked)
+        )
+
+
+def _read_chains(text: str) -> dict[tuple[str, str], _Chains]:
+    found: dict[tuple[str, str], _Chains] = {}
+    try:
+        entries = json.loads(text)["nftables"]
+        for chain in (entry["chain"] for entry in entries if "chain" in entry):
+            table = found.setdefault((chain["family"], chain["table"]), _Chains())
+            if "hook" in chain:
+                table.hooked.add(chain["name"])
+                table.has_nat |= chain.get("type") == "nat"
+    except (ValueError, KeyError, TypeError) as exc:
+        raise MalformedMessageError("nft -j list chains", 0, "no list of chains") from exc
+    return found
 
 
 def _list_table(family: str, name: str) -> str:
@@ -174,24 +232,16 @@ def _list_table(family: str, name: str) -> str:
     return json.dumps({"nftables": [{"list": {"table": {"family": family, "name": name}}}]})
 
 
-def _start_nft_saves(runs: ExitStack, tables: str) -> dict[str, Tool]:
-    """Start iptables-nft-save beside nft's own listing where names of tables suggest it."""
-    families = {
-        words[1]
-        for words in map(str.split, tables.splitlines())
-        if len(words) > 2 and words[1] in ("ip", "ip6") and words[2] in _IPTABLES_TABLES  # noqa: PLR2004
-    }
+def _start_nft_saves(runs: ExitStack, chains: Mapping[tuple[str, str], _Chains]) -> dict[str, Tool]:
+    """Start iptables-nft-save beside nft's own listing where there may be tables of its."""
+    families = {key[0] for key, table in chains.items() if table.may_be_iptables(*key)}
     found = {family: find_iptables_save(family, "nft") for family in sorted(families)}
     return {family: _start(runs, [path]) for family, path in found.items() if path is not None}
 
 
 def _is_made_by_iptables(table: Table) -> bool:
-    base = [chain.name for chain in table.chains.values() if chain.hook is not None]
-    return (
-        table.family in ("ip", "ip6")
-        and table.name in _IPTABLES_TABLES
-        and _BUILT_IN.issuperset(base)
-    )
+    base = {chain.name for chain in table.chains.values() if chain.hook is not None}
+    return _Chains(base).may_be_iptables(table.family, table.name)
 
 
 def _read_nft_save(family: str, save: Tool) -> list[Table]:

@@ -394,7 +394,7 @@ class NamespaceTrace:
 
 def _read_in(namespace: Netns) -> RulesetRead:
     with entered(namespace):
-        return read_ruleset()
+        return read_ruleset(with_nat=False)
 
 
 def _datagram(received: Received, index: int) -> bytes:
