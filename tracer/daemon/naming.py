@@ -16,13 +16,14 @@ from __future__ import annotations
 import resource
 import time
 from collections import Counter
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
 from tracer.core.budget import Bucket
 from tracer.core.drop_events import packets_of
+from tracer.core.drops import DropCount, merge_counts
 from tracer.core.filters import Filter
 from tracer.core.flow_classes import (
     FLOW_CLASS,
@@ -44,7 +45,6 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from tracer.core.drops import DropCount
     from tracer.daemon.settings import TraceSettings
     from tracer.sources.netns import Netns
     from tracer.sources.trace import Told
@@ -70,11 +70,17 @@ _FAMILIES = {None, "inet", "ip", "ip6"}
 _Key: TypeAlias = tuple[int, int, str | None, str | None, bytes]
 
 
-class Cause(NamedTuple):
-    """A rule in a namespace, by its inode, that packets died by."""
+@dataclass(slots=True)
+class Amount:
+    """How many packets, and bytes of them."""
 
-    netns: int
-    answer: RuleAnswer
+    packets: int = 0
+    octets: int = 0
+
+    def add(self, other: Amount) -> None:
+        """Add *other* to this."""
+        self.packets += other.packets
+        self.octets += other.octets
 
 
 @dataclass
@@ -83,8 +89,9 @@ class NamingCounts:
     What became of drops whose rule the kernel's record did not name.
 
     *armed*, *named* and *expired* count flows; *passed* those whose next packet did not
-    die; *elsewhere* those that died by another table. *attributed* counts packets by the
-    rule found for their class; *untraced* all others, by what kept us from finding it.
+    die; *elsewhere* those that died by another table. *attributed* has packets by kind of
+    drop and the rule found for their class; *untraced* counts all others by what kept us
+    from finding it, *unattributed* those for which there was no room.
     *unanswered* counts twice-seen SYNs that left or were delivered.
     """
 
@@ -95,7 +102,7 @@ class NamingCounts:
     expired: int = 0
     unanswered: int = 0
     over_limit: int = 0
-    attributed: Counter[Cause] = field(default_factory=Counter)
+    attributed: dict[tuple[DropCount, RuleAnswer], Amount] = field(default_factory=dict)
     unattributed: int = 0
     untraced: Counter[str] = field(default_factory=Counter)
 
@@ -118,13 +125,13 @@ class _Space:
 
 @dataclass(slots=True)
 class _Waiting:
-    """A flow that stands for its class; *packets* of the class have died until now."""
+    """A flow that stands for its class; *died* is what the class has lost until now."""
 
     flow: Flow
     key: _Key
-    table: str | None
+    kind: DropCount
     until_s: float
-    packets: int
+    died: Amount
 
 
 def needs_name(kind: DropCount) -> bool:
@@ -173,6 +180,43 @@ class Namer:
         """In how many namespaces there are chains of ours now."""
         return sum(space.trace is not None for space in self._spaces.values())
 
+    def name(self, rows: Iterable[DropCount]) -> list[DropCount]:
+        """
+        Return *rows* with what was attributed moved to its rule, which is not certain.
+
+        Where not even the table was known nothing is moved: it would be another series.
+        """
+        moved: list[DropCount] = []
+        less: dict[DropCount, Amount] = {}
+        for (kind, answer), amount in self.counts.attributed.items():
+            if kind.table is None:
+                continue
+            less.setdefault(kind, Amount()).add(amount)
+            known = "policy" if answer.rule is None and answer.handle is None else "rule"
+            moved.append(
+                replace(
+                    kind,
+                    kind=known,
+                    chain=answer.chain,
+                    rule=answer.rule if answer.handle is None else None,
+                    handle=answer.handle,
+                    certain=False,
+                    packets=amount.packets,
+                    octets=amount.octets,
+                )
+            )
+        left = [
+            replace(
+                row,
+                packets=max(0, row.packets - less[row.kind_only].packets),
+                octets=max(0, row.octets - less[row.kind_only].octets),
+            )
+            if row.kind_only in less
+            else row
+            for row in rows
+        ]
+        return merge_counts([*left, *moved])
+
     def forget(self, namespaces: Iterable[Netns]) -> None:
         """Drop what is known of *namespaces*, which are gone or no longer watched."""
         for one in namespaces:
@@ -220,36 +264,38 @@ class Namer:
         grouped = np.zeros(len(records), [("kind", "<u4"), ("of", FLOW_CLASS)])
         grouped["kind"], grouped["of"] = indexes, class_keys(packets, records["iif"])
         keys, first, group = np.unique(grouped[usable], return_index=True, return_inverse=True)
-        sums = np.bincount(group, weights[usable], len(keys)).astype(np.int64)
+        lengths = weights * records["length"]
+        sums = (np.bincount(group, each[usable], len(keys)) for each in (weights, lengths))
+        amounts = zip(*(each.astype(np.int64).tolist() for each in sums), strict=True)
         wanted: dict[int, list[_Waiting]] = {}
         flows = flows[usable]
-        for key, row, packets_lost in zip(keys, first.tolist(), sums.tolist(), strict=True):
-            kind = kinds[int(key["kind"])]
+        for key, row, amount in zip(keys, first.tolist(), amounts, strict=True):
+            kind, died = kinds[int(key["kind"])], Amount(*amount)
             space = self._space(namespaces[kind.netns], now_s)
             ask = (kind.netns, space.version, kind.hook, kind.table, key["of"].tobytes())
             answer = self.answers.find(ask)
             if answer is not None:
-                self._attribute(kind.netns, answer, packets_lost)
+                self._attribute(kind, answer, died)
             elif ask in space.asked:
-                space.asked[ask].packets += packets_lost
+                space.asked[ask].died.add(died)
             elif (bound := self._bound(space, flow := Flow.of_row(flows[row]), now_s)) is not None:
-                self._count_untraced(bound, packets_lost)
+                self._count_untraced(bound, died.packets)
             else:
-                until_s = now_s + self._settings.wait_s
-                one = _Waiting(flow, ask, kind.table, until_s, packets_lost)
+                one = _Waiting(flow, ask, kind, now_s + self._settings.wait_s, died)
                 space.asked[ask] = space.waiting[flow] = one
                 self._waiting += 1
                 wanted.setdefault(kind.netns, []).append(one)
         for inode, asked in wanted.items():
             self._arm(self._spaces[inode], asked, now_s)
 
-    def _attribute(self, netns: int, answer: RuleAnswer, packets: int) -> None:
-        cause = Cause(netns, answer)
-        attributed = self.counts.attributed
-        if cause in attributed or len(attributed) < _ATTRIBUTED_MAX:
-            attributed[cause] += packets
+    def _attribute(self, kind: DropCount, answer: RuleAnswer, died: Amount) -> None:
+        attributed, cause = self.counts.attributed, (kind, answer)
+        if cause in attributed:
+            attributed[cause].add(died)
+        elif len(attributed) < _ATTRIBUTED_MAX:
+            attributed[cause] = died
         else:
-            self.counts.unattributed += packets
+            self.counts.unattributed += died.packets
 
     def _count_untraced(self, bound: str, packets: int) -> None:
         if packets:
@@ -358,14 +404,14 @@ class Namer:
         space.until_s = now_s + _LINGER_S
         if answer is None:
             self.counts.passed += 1
-            self._count_untraced("passed", waited.packets)
-        elif waited.table not in {None, answer.table}:
+            self._count_untraced("passed", waited.died.packets)
+        elif waited.kind.table not in {None, answer.table}:
             self.counts.elsewhere += 1
-            self._count_untraced("elsewhere", waited.packets)
+            self._count_untraced("elsewhere", waited.died.packets)
         else:
             self.counts.named += 1
             self.answers.remember(waited.key, answer)
-            self._attribute(space.namespace.inode, answer, waited.packets)
+            self._attribute(waited.kind, answer, waited.died)
             self._log.info(
                 "rule_named",
                 netns=space.namespace.name,
@@ -382,7 +428,7 @@ class Namer:
             del space.waiting[one.flow], space.asked[one.key]
             self._waiting -= 1
             if bound is not None:
-                self._count_untraced(bound, one.packets)
+                self._count_untraced(bound, one.died.packets)
 
     def _close(self, space: _Space) -> None:
         trace, space.trace = space.trace, None

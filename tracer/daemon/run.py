@@ -1,0 +1,153 @@
+"""
+A daemon's life: start, turn, take in a new configuration, end.
+
+Signals are bytes on a socket that ends the wait of a turn: SIGTERM and SIGINT end, SIGHUP
+reads the configuration again.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import time
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+from tracer.daemon.messages import Messages
+from tracer.daemon.notify import Notifier
+from tracer.daemon.privileges import NEEDED, keep_capabilities
+from tracer.daemon.settings import Settings
+from tracer.daemon.settings_file import read_settings
+from tracer.daemon.watch import Watch
+from tracer.errors import UsageError
+from tracer.sources.nf_log import repair
+
+if TYPE_CHECKING:
+    from pathlib import Path
+    from types import FrameType
+    from typing import Self
+
+__all__ = ["Daemon"]
+
+#: What a running daemon keeps as it is: it would have to bind or to load anew.
+_FIXED = ("metrics", "control")
+
+
+class _Signals:
+    """Signals that came, in order, and a socket that wakes who waits for them."""
+
+    def __init__(self) -> None:
+        self._came: list[int] = []
+        self.waker, self._written = socket.socketpair()
+        self._former: dict[int, object] = {}
+
+    def __enter__(self) -> Self:
+        """Take the signals."""
+        self.waker.setblocking(False)  # noqa: FBT003 - positional in socket's signature
+        self._written.setblocking(False)  # noqa: FBT003
+        signal.set_wakeup_fd(self._written.fileno(), warn_on_full_buffer=False)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            self._former[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Give them back."""
+        signal.set_wakeup_fd(-1)
+        for number, former in self._former.items():
+            signal.signal(number, former)  # type: ignore[arg-type]
+        self.waker.close()
+        self._written.close()
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        del frame
+        if number not in self._came:
+            self._came.append(number)
+
+    def take(self) -> list[int]:
+        """Return what came since the last call."""
+        try:
+            while self.waker.recv(64):
+                pass
+        except BlockingIOError:
+            pass
+        came, self._came = self._came, []
+        return came
+
+
+class Daemon:
+    """One run of the daemon, by the configuration in *path*, or by the defaults."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self._settings = self._read()
+        self._messages = Messages(self._settings.messages)
+        self._notifier = Notifier(os.environ)
+        self.reloads = 0
+        self.refused_reloads = 0
+
+    def _read(self) -> Settings:
+        return Settings() if self._path is None else read_settings(self._path)
+
+    def run(self) -> int:
+        """
+        Watch until told to end; return the exit status.
+
+        Errors: KernelUnsupportedError, KernelRefusedError, OutputError from the start.
+        """
+        log = self._messages.log
+        for line in repair():
+            log.warning("repaired_after_an_earlier_run", what=line)
+        with ExitStack() as stack:
+            signals = stack.enter_context(_Signals())
+            watch = Watch(self._settings, self._messages)
+            stack.callback(self._close, watch)
+            watch.open()
+            watch.wake_on(signals.waker)
+            keep_capabilities(NEEDED)
+            self._notifier.ready()
+            log.info("ready", pid=os.getpid())
+            self._turn(watch, signals)
+            self._notifier.stopping()
+        return 0
+
+    def _turn(self, watch: Watch, signals: _Signals) -> None:
+        while True:
+            watch.turn()
+            self._notifier.alive(time.monotonic())
+            for number in signals.take():
+                if number != signal.SIGHUP:
+                    self._messages.log.info("ending", signal=signal.Signals(number).name)
+                    return
+                self._reload(watch)
+
+    def _reload(self, watch: Watch) -> None:
+        self._notifier.reloading()
+        try:
+            settings = self._read()
+        except UsageError as exc:
+            self.refused_reloads += 1
+            self._messages.log.error(  # noqa: TRY400 - no traceback for a typing error
+                "configuration_refused", why=str(exc), kept="the former one"
+            )
+        else:
+            self._apply(watch, settings)
+        self._notifier.ready()
+
+    def _apply(self, watch: Watch, settings: Settings) -> None:
+        self.reloads += 1
+        before, self._settings = self._settings, settings
+        if settings.messages != before.messages:
+            self._messages = Messages(settings.messages)
+        log = self._messages.log
+        kept = [part for part in _FIXED if getattr(settings, part) != getattr(before, part)]
+        if settings.watch.rung != before.watch.rung:
+            kept.append("watch.rung")
+        if kept:
+            log.warning("restart_needed", settings=kept)
+        watch.apply(settings, self._messages)
+        log.info("configuration_read", file=str(self._path))
+
+    def _close(self, watch: Watch) -> None:
+        for line in watch.close():
+            self._messages.log.error("not_put_back", what=line)

@@ -1,0 +1,234 @@
+"""
+The wheel of the daemon: drops in, names and numbers out, all year.
+
+One thread turns it and owns every kernel handle; others ask for numbers and take the lock
+for that. A turn at rest costs some tens of microseconds, ten times a second; while flows
+wait for their names it turns faster. What goes wrong in a namespace or with a client is
+said, counted and passed over.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import selectors
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from tracer.core.drops import Rung
+from tracer.daemon.namespaces import NamespaceWatch
+from tracer.daemon.naming import Namer
+from tracer.sources.drops import DropSource, Mode
+
+if TYPE_CHECKING:
+    from tracer.core.drops import DropCount
+    from tracer.daemon.messages import Messages
+    from tracer.daemon.naming import NamingCounts
+    from tracer.daemon.settings import Settings
+    from tracer.sources.drops import DropLosses
+    from tracer.sources.netns import Netns
+
+__all__ = ["Watch", "WatchState"]
+
+#: Between two turns. The ring holds a tenth of a second of a million drops a second.
+_TURN_S = 0.1
+#: … while flows wait: their traces are read, and NFLOG's socket must not fill.
+_BUSY_TURN_S = 0.02
+#: The tables of kinds and of legacy rules are looked after this often, if anything died.
+_TABLES_S = 1.0
+#: Records a second that are read, beyond which one in so many is.
+_RECORDS_MAX = 20_000
+_SAMPLE_MAX = 4096
+
+
+class WatchState(NamedTuple):
+    """
+    What the watch knows at one moment.
+
+    *drops* is every kind of drop in the namespaces watched, rules named where they are
+    known; *busy_s* seconds of CPU in *turns* turns.
+    """
+
+    drops: list[DropCount]
+    losses: DropLosses
+    rung: Rung
+    namespaces: list[Netns]
+    naming: NamingCounts
+    waiting: int
+    traced: int
+    turns: int
+    busy_s: float
+    recorded: int
+
+
+class Watch:
+    """
+    The daemon's sources, and what is made of what they tell.
+
+    `open()`, then `turn()` again and again by one thread; `state()` by any.
+    """
+
+    def __init__(self, settings: Settings, messages: Messages) -> None:
+        self._settings = settings
+        self._messages = messages
+        self._lock = threading.Lock()
+        self._selector = selectors.DefaultSelector()
+        self._namespaces = _watch_namespaces(settings)
+        self._source: DropSource | None = None
+        self._pool = ThreadPoolExecutor(2, "ruleset")
+        self._namer = self._new_namer()
+        self._turns = 0
+        self._busy_s = 0.0
+        self._recorded = 0
+        self._sample = 1
+        self._second = (0.0, 0)
+        self._tables_due_s = 0.0
+        self._died = False
+
+    @property
+    def _log(self) -> Any:  # noqa: ANN401 - structlog's
+        return self._messages.log
+
+    def open(self) -> None:
+        """
+        Find the namespaces, load and prove the programs; counting begins.
+
+        Errors: KernelUnsupportedError, KernelRefusedError; nothing is left open then.
+        """
+        self._follow_namespaces(time.monotonic())
+        word = self._settings.watch.rung
+        known = self._namespaces.known.values()
+        source = DropSource(known, None if word == "auto" else Rung(word))
+        source.open()
+        source.set_mode(Mode.RECORD)
+        self._source = source
+        if self._namespaces.fileno() >= 0:
+            self._selector.register(self._namespaces, selectors.EVENT_READ)
+        missing = {rung.value: why for rung, why in source.why.items()}
+        self._log.info("drops_watched", rung=source.rung.value, namespaces=len(known), **missing)
+
+    def wake_on(self, fileobj: Any) -> None:  # noqa: ANN401 - anything with a descriptor
+        """End the wait of a turn when *fileobj* can be read."""
+        self._selector.register(fileobj, selectors.EVENT_READ)
+
+    def turn(self) -> None:
+        """Wait until there may be something to do, and do it."""
+        wait_s = _BUSY_TURN_S if self._namer.traced else _TURN_S
+        self._selector.select(min(wait_s, self._namespaces.due_in(time.monotonic()) + 1e-3))
+        started_s = time.thread_time()
+        with self._lock:
+            self._do(time.monotonic())
+            self._turns += 1
+            self._busy_s += time.thread_time() - started_s
+
+    def _do(self, now_s: float) -> None:
+        self._follow_namespaces(now_s)
+        if self._source is None:
+            return
+        records = self._source.read()
+        if len(records):
+            self._died = True
+            self._recorded += len(records)
+            if self._settings.trace.enabled:
+                kinds, indexes = self._source.kinds_of(records)
+                self._namer.offer(kinds, indexes, records, self._namespaces.known, now_s)
+        self._namer.turn(now_s)
+        self._pace(len(records), now_s)
+        if self._died and now_s >= self._tables_due_s:
+            # Legacy tables that are new, or were replaced, are read for the drops to come.
+            self._source.counts()
+            self._tables_due_s, self._died = now_s + _TABLES_S, False
+
+    def _follow_namespaces(self, now_s: float) -> None:
+        changes = self._namespaces.poll(now_s)
+        self._namer.forget(changes.removed)
+        for what, listed in (("added", changes.added), ("removed", changes.removed)):
+            for one in listed:
+                self._log.debug(f"namespace_{what}", netns=one.name, inode=one.inode)
+        if changes.added and self._namespaces.unwatched:
+            self._log.warning("namespaces_unwatched", number=self._namespaces.unwatched)
+        for word in self._namespaces.absent if changes.added or changes.removed else ():
+            self._log.warning("namespace_absent", netns=word)
+
+    def _pace(self, records: int, now_s: float) -> None:
+        """Record every drop, or under a flood one in so many that reading stays cheap."""
+        since_s, count = self._second
+        count += records * self._sample
+        if now_s - since_s < 1:
+            self._second = since_s, count
+            return
+        passed_s = now_s - since_s
+        self._second = now_s, 0
+        wanted = 1
+        while wanted < _SAMPLE_MAX and count / passed_s / wanted > _RECORDS_MAX:
+            wanted *= 2
+        if wanted != self._sample and self._source is not None:
+            self._sample = wanted
+            self._source.set_mode(Mode.RECORD if wanted == 1 else Mode.SAMPLE, wanted)
+            self._log.warning("drops_sampled", one_in=wanted)
+
+    def state(self) -> WatchState:
+        """Return what is known now; any thread may ask."""
+        with self._lock:
+            source, known = self._source, self._namespaces.known
+            if source is None:
+                msg = "the watch is not open"
+                raise ValueError(msg)
+            rows = [row for row in source.counts() if self._is_watched(row)]
+            return WatchState(
+                self._namer.name(rows),
+                source.losses(),
+                source.rung,
+                list(known.values()),
+                self._namer.counts,
+                self._namer.waiting,
+                self._namer.traced,
+                self._turns,
+                self._busy_s,
+                self._recorded,
+            )
+
+    def _is_watched(self, row: DropCount) -> bool:
+        return row.netns in self._namespaces.known or "all" in self._settings.watch.namespaces
+
+    def apply(self, settings: Settings, messages: Messages) -> None:
+        """Go on by *settings*; what was counted stays."""
+        with self._lock:
+            self._messages = messages
+            before, self._settings = self._settings, settings
+            if settings.trace != before.trace:
+                self._namer.close()
+                counts = self._namer.counts
+                self._namer = self._new_namer()
+                self._namer.counts = counts
+            if settings.watch != before.watch:
+                if self._namespaces.fileno() >= 0:
+                    self._selector.unregister(self._namespaces)
+                known = self._namespaces.known
+                self._namespaces.close()
+                self._namespaces = _watch_namespaces(settings)
+                self._namespaces.known = known
+                if self._namespaces.fileno() >= 0:
+                    self._selector.register(self._namespaces, selectors.EVENT_READ)
+
+    def _new_namer(self) -> Namer:
+        return Namer(self._settings.trace, self._pool, self._log, time.monotonic())
+
+    def close(self) -> list[str]:
+        """Undo all; return a line for each thing that could not be put back."""
+        with self._lock:
+            self._namer.close()
+            self._pool.shutdown()
+            if self._source is not None:
+                self._source.close()
+                self._source = None
+            with contextlib.suppress(KeyError, ValueError):
+                self._selector.unregister(self._namespaces)
+            self._namespaces.close()
+            self._selector.close()
+            return self._namer.resisted
+
+
+def _watch_namespaces(settings: Settings) -> NamespaceWatch:
+    return NamespaceWatch(settings.watch.namespaces, settings.watch.scan_s)
