@@ -32,12 +32,13 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-__all__ = ["LegacyFingerprint", "legacy_tables"]
+__all__ = ["LegacyBlock", "LegacyFingerprint", "legacy_tables", "read_blocks"]
 
 #: Source: include/uapi/linux/netfilter_ipv4/ip_tables.h, and the same numbers in ip6_tables.h.
 _SO_GET_INFO, _SO_GET_ENTRIES = 64, 65
 #: struct ipt_getinfo: name, valid_hooks, hook_entry[5], underflow[5], num_entries, size.
 _INFO = struct.Struct("32s13I")
+_HOOKS: Final = 5
 #: struct ipt_get_entries: name, size, and the entries at the next multiple of eight.
 _REQUEST = struct.Struct("32sI")
 _ENTRIES_AT: Final = 40
@@ -65,6 +66,34 @@ _FAMILIES: Final[Mapping[str, _Family]] = {
     "ip": _Family("ip_tables_names", socket.AF_INET, socket.IPPROTO_IP, 90, 96),
     "ip6": _Family("ip6_tables_names", socket.AF_INET6, socket.IPPROTO_IPV6, 142, 152),
 }
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LegacyBlock:
+    """
+    A table's *entries*, `uint8 (size,)`, as struct ipt_entry or ip6t_entry in a row.
+
+    *starts* and *ends*: the offsets of the five hooks' first entries and policies, None
+    for a hook that the table is not on.
+    """
+
+    entries: npt.NDArray[np.uint8]
+    starts: tuple[int | None, ...]
+    ends: tuple[int | None, ...]
+
+
+def read_blocks() -> dict[tuple[str, str], LegacyBlock]:
+    """
+    Read the tables of the calling thread's namespace, by family and name.
+
+    Errors: KernelRefusedError if the kernel does not let us read.
+    """
+    blocks: dict[tuple[str, str], LegacyBlock] = {}
+    for family, names in legacy_tables().items():
+        if names:
+            read = _read_family(family, names)
+            blocks.update({(family, name): block for name, block in read.items()})
+    return blocks
 
 
 def legacy_tables() -> dict[str, tuple[str, ...]]:
@@ -139,25 +168,35 @@ def _take_family(
     family: str, names: tuple[str, ...], known: Mapping[tuple[str, str], _Seen]
 ) -> dict[tuple[str, str], _Seen]:
     layout = _FAMILIES[family]
-    seen: dict[tuple[str, str], _Seen] = {}
+    return {
+        (family, name): _digest(block.entries, layout, known.get((family, name)))
+        for name, block in _read_family(family, names).items()
+    }
+
+
+def _read_family(family: str, names: tuple[str, ...]) -> dict[str, LegacyBlock]:
+    layout = _FAMILIES[family]
+    blocks: dict[str, LegacyBlock] = {}
     try:
         with socket.socket(layout.domain, socket.SOCK_RAW, socket.IPPROTO_RAW) as asking:
             for name in names:
-                entries = _read_entries(asking.fileno(), layout.level, name)
-                if entries is not None:
-                    seen[family, name] = _digest(entries, layout, known.get((family, name)))
+                block = _read_block(asking.fileno(), layout.level, name)
+                if block is not None:
+                    blocks[name] = block
     except OSError as exc:
         message = f"the kernel does not show its legacy tables ({exc.strerror})"
         raise KernelRefusedError(message, _REMEDY) from exc
-    return seen
+    return blocks
 
 
-def _read_entries(descriptor: int, level: int, name: str) -> npt.NDArray[np.uint8] | None:
-    """Return a table's entries, one after the other; None if it is gone by now."""
+def _read_block(descriptor: int, level: int, name: str) -> LegacyBlock | None:
+    """Return a table as it is; None if it is gone by now."""
     for _ in range(_TRIES):
         try:
-            info = _ask(descriptor, level, _SO_GET_INFO, _INFO.size, name, 0)
-            size = _INFO.unpack(info.tobytes())[-1]
+            info = _INFO.unpack(
+                _ask(descriptor, level, _SO_GET_INFO, _INFO.size, name, 0).tobytes()
+            )
+            size = info[-1]
             answer = _ask(descriptor, level, _SO_GET_ENTRIES, _ENTRIES_AT + size, name, size)
         except OSError as exc:
             if exc.errno == errno.ENOENT:
@@ -165,7 +204,13 @@ def _read_entries(descriptor: int, level: int, name: str) -> npt.NDArray[np.uint
             if exc.errno != errno.EAGAIN:
                 raise
         else:
-            return answer[_ENTRIES_AT:]
+            hooks = [bool(info[1] >> hook & 1) for hook in range(_HOOKS)]
+            starts, ends = info[2 : 2 + _HOOKS], info[2 + _HOOKS : 2 + 2 * _HOOKS]
+            return LegacyBlock(
+                answer[_ENTRIES_AT:],
+                tuple(at if on else None for at, on in zip(starts, hooks, strict=True)),
+                tuple(at if on else None for at, on in zip(ends, hooks, strict=True)),
+            )
     raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
 
 
