@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
 from tracer.core.nat_headers import Headers, hull, narrow, reduce
 from tracer.core.nat_iptables import NAT_TARGETS, read_iptables_rule
-from tracer.core.nat_nft import read_nft_rule
+from tracer.core.nat_nft import find_effects, read_nft_rule
 from tracer.core.nat_rules import HOOKS, Branch, Side
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from tracer.core.nat_nft_values import Json
     from tracer.core.nat_sets import IpSets
@@ -33,23 +33,18 @@ class Site:
     """
     One thing that one rule does, and where the rule stands.
 
-    *number* counts from 1 in its chain. Text is read when it is asked for: of tens of
+    *number* counts from 1 in its chain. The rule is read when it is asked for: of tens of
     thousands of rules a filter concerns few.
     """
 
     chain: str
     number: int
-    version: int
-    text: str = ""
-    sets: IpSets = field(default_factory=dict)
-    read: list[Branch] | None = None
+    read: Callable[[], list[Branch]]
 
     @cached_property
     def branches(self) -> list[Branch]:
         """What the rule does here, each with the packets that it does it to."""
-        if self.read is not None:
-            return self.read
-        return read_iptables_rule(self.text, self.version, self.sets)
+        return self.read()
 
 
 @dataclass
@@ -135,11 +130,13 @@ def _read_iptables_table(table: Table, version: int, sets: IpSets) -> NatChains:
             chains.hooks[chain.name] = chain.hook
         for rule in chain.rules:
             if rule.target is not None and rule.target in table.chains:
-                site = Site(chain.name, rule.number, version, rule.text, sets)
-                chains.callers[rule.target].append(site)
+                sites = chains.callers[rule.target]
             elif _may_translate(rule.text):
-                site = Site(chain.name, rule.number, version, rule.text, sets)
-                chains.translations.append(site)
+                sites = chains.translations
+            else:
+                continue
+            read = partial(read_iptables_rule, rule.text, version, sets)
+            sites.append(Site(chain.name, rule.number, read))
     return chains
 
 
@@ -165,11 +162,10 @@ def _read_nft_tables(
         elif kind == "rule":
             chain = str(body.get("chain"))
             numbers[*key, chain] += 1
-            expressions = body.get("expr")
-            branches = read_nft_rule(
-                expressions if isinstance(expressions, list) else [], version, sets[key]
-            )
-            _add_branches(tables[key], chain, numbers[*key, chain], branches)
+            found = body.get("expr")
+            expressions = found if isinstance(found, list) else []
+            read = partial(read_nft_rule, expressions, version, sets[key])
+            _add_rule(tables[key], chain, numbers[*key, chain], find_effects(expressions), read)
     return list(tables.values())
 
 
@@ -191,10 +187,22 @@ def _read_elements(body: Mapping[str, Json]) -> Sequence[Json] | None:
     return elements if isinstance(elements, list) else ()
 
 
-def _add_branches(table: NatChains, chain: str, number: int, branches: Iterable[Branch]) -> None:
-    for branch in branches:
-        site = Site(chain, number, table.version, read=[branch])
-        if branch.jump is None:
-            table.translations.append(site)
-        else:
-            table.callers[branch.jump].append(site)
+def _add_rule(
+    table: NatChains,
+    chain: str,
+    number: int,
+    effects: set[str | None] | None,
+    read: Callable[[], list[Branch]],
+) -> None:
+    if effects is None:
+        # Only reading it tells where it leads: a map of verdicts, or what is printed as text.
+        branches = read()
+        effects = {branch.jump for branch in branches}
+        read = partial(list, branches)
+    for jump in effects:
+        sites = table.translations if jump is None else table.callers[jump]
+        sites.append(Site(chain, number, partial(_choose, read, jump)))
+
+
+def _choose(read: Callable[[], list[Branch]], jump: str | None) -> list[Branch]:
+    return [branch for branch in read() if branch.jump == jump]

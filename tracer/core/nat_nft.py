@@ -22,7 +22,7 @@ from tracer.core.nat_rules import Branch, Side, Translation
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-__all__ = ["read_nft_rule"]
+__all__ = ["find_effects", "read_nft_rule"]
 
 _SIDES = {"dnat": Side.DST, "redirect": Side.DST, "snat": Side.SRC, "masquerade": Side.SRC}
 _VERSIONS = {"ip": 4, "ip6": 6}
@@ -47,6 +47,26 @@ def read_nft_rule(expressions: Sequence[Json], version: int, sets: Sets) -> list
                 boxes = narrow(boxes, read_match(body, version, sets))
             else:
                 found += _read_statement(kind, body, boxes, sets)
+    return found
+
+
+def find_effects(expressions: Sequence[Json]) -> set[str | None] | None:
+    """
+    Return the chains that a rule can lead to, and None among them where it translates.
+
+    None where that takes reading the rule: this is for the many rules that no filter
+    concerns. *expressions* is the rule's `expr`.
+    """
+    found: set[str | None] = set()
+    for expression in expressions:
+        # A dict, as json makes it: asking for a Mapping takes ten times as long.
+        if not isinstance(expression, dict) or "vmap" in expression:
+            return None
+        for kind, body in expression.items():
+            if kind in ("jump", "goto"):
+                found.add(_target(body))
+            elif kind in _SIDES or kind == "xt":
+                found.add(None)
     return found
 
 
