@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["Btf", "BtfMissingError"]
+__all__ = ["Btf", "BtfMissingError", "Function"]
 
 # Kinds and the layout of struct btf_type: include/uapi/linux/btf.h.
 _KIND_STRUCT, _KIND_UNION, _KIND_ENUM, _KIND_FUNC = 4, 5, 6, 12
@@ -44,6 +44,10 @@ class _Member(ctypes.Structure):
         ("type", ctypes.c_uint32),
         ("offset", ctypes.c_uint32),
     )
+
+
+class _Parameter(ctypes.Structure):
+    _fields_ = (("name_off", ctypes.c_uint32), ("type", ctypes.c_uint32))
 
 
 class _Enumerator(ctypes.Structure):
@@ -76,6 +80,15 @@ def _open_libbpf() -> ctypes.CDLL:
     return lib
 
 
+@dataclass(frozen=True, slots=True)
+class Function:
+    """A function by its number in the BTF of *owner* (vmlinux or a module)."""
+
+    owner: str
+    number: int
+    first_parameter: str
+
+
 @dataclass
 class Btf:
     """
@@ -84,9 +97,10 @@ class Btf:
     Errors: BtfMissingError at once where there is no libbpf or no vmlinux BTF.
     """
 
-    modules: tuple[str, ...] = ("nf_tables", "x_tables")
+    modules: tuple[str, ...] = ("nf_tables", "x_tables", "ip_tables", "ip6_tables")
     _lib: ctypes.CDLL = field(default_factory=_open_libbpf)
     _handles: list[int] = field(default_factory=list)
+    _owners: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         """Open what the kernel shows; a module that is built in has nothing of its own."""
@@ -94,8 +108,12 @@ class Btf:
         if not vmlinux:
             msg = "the kernel shows no BTF (CONFIG_DEBUG_INFO_BTF)"
             raise BtfMissingError(msg)
-        loaded = (self._lib.btf__load_module_btf(name.encode(), vmlinux) for name in self.modules)
-        self._handles = [vmlinux, *(handle for handle in loaded if handle)]
+        self._handles, self._owners = [vmlinux], ["vmlinux"]
+        for name in self.modules:
+            handle = self._lib.btf__load_module_btf(name.encode(), vmlinux)
+            if handle:
+                self._handles.append(handle)
+                self._owners.append(name)
 
     def declare(self, structs: Iterable[str]) -> tuple[str, list[str]]:
         """
@@ -143,6 +161,25 @@ class Btf:
                 bits = self._find_member(handle, number, member.encode(), 0)
                 return None if bits is None else bits // 8
         return None
+
+    def function(self, name: str) -> Function | None:
+        """Return where the function *name* is described; None if it is nowhere."""
+        for handle, owner in zip(self._handles, self._owners, strict=True):
+            number = self._lib.btf__find_by_name_kind(handle, name.encode(), _KIND_FUNC)
+            if number > 0:
+                return Function(owner, int(number), self._first_parameter(handle, number))
+        return None
+
+    def _first_parameter(self, handle: int, number: int) -> str:
+        # A function's word of size holds the type of its prototype.
+        prototype = self._lib.btf__type_by_id(handle, number).contents.size
+        kind = self._lib.btf__type_by_id(handle, prototype)
+        if not kind.contents.info & 0xFFFF:
+            return ""
+        first = ctypes.addressof(kind.contents) + ctypes.sizeof(_Type)
+        parameter = ctypes.cast(first, ctypes.POINTER(_Parameter)).contents
+        name: bytes = self._lib.btf__name_by_offset(handle, parameter.name_off)
+        return name.decode()
 
     def size(self, struct: str) -> int | None:
         """Return the size of *struct* in bytes; None if there is none such."""

@@ -18,8 +18,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from bpf.btf import Btf, BtfMissingError
-from bpf.syscalls import load_program
+from bpf.btf import Btf, BtfMissingError, Function
+from bpf.syscalls import find_module_btf, load_program
 from tracer.errors import KernelUnsupportedError, NftraceError
 
 __all__ = ["serve"]
@@ -43,6 +43,7 @@ def serve(channel: socket.socket) -> None:
 
 def _build(request: dict[str, Any]) -> tuple[dict[str, Any], list[int]]:
     facts: dict[str, Any] = {"enums": {}, "offsets": {}, "sizes": {}, "missing": []}
+    functions: dict[str, Function] = {}
     defines = dict(request["defines"])
     with tempfile.TemporaryDirectory(prefix="nftrace-") as folder:
         try:
@@ -58,19 +59,55 @@ def _build(request: dict[str, Any]) -> tuple[dict[str, Any], list[int]]:
             facts["enums"] = {name: btf.enumerators(name) for name in request["enums"]}
             facts["offsets"] = {name: btf.offset(*name.split(".")) for name in request["offsets"]}
             facts["sizes"] = {name: btf.size(name) for name in request["sizes"]}
+            wanted = {*request["functions"], *(name for *_, name in request["programs"] if name)}
+            found = {name: btf.function(name) for name in wanted}
+            functions = {name: one for name, one in found.items() if one is not None}
+            facts["missing"] += [name for name in request["functions"] if name not in functions]
             defines |= _shape(facts)
+            defines |= _shape_of_functions(functions)
             defines |= {f"NT_MISSING_{name.upper()}": 1 for name in facts["missing"]}
         compiled = _compile(request["source"], defines, folder)
     maps = [compiled[name].map_fd for name in request["maps"]]
     programs: dict[str, int] = {}
-    for name, kind, attach_type, optional in request["programs"]:
+    facts["refused"] = {}
+    for name, kind, attach_type, optional, traced in request["programs"]:
         try:
-            programs[name] = load_program(compiled.dump_func(name.encode()), kind, attach_type)
-        except NftraceError:
+            code = _code(compiled, name)
+            target = _target(functions, traced) if traced else (0, 0)
+            programs[name] = load_program(code, kind, attach_type, *target)
+        except NftraceError as exc:
             if not optional:
                 raise
+            facts["refused"][name] = exc.message
     facts["programs"] = list(programs)
     return facts, [*maps, *programs.values()]
+
+
+def _code(compiled: Any, name: str) -> bytes:  # noqa: ANN401 - bcc ships no types
+    try:
+        code: bytes = compiled.dump_func(name.encode())
+    except Exception as exc:  # bcc raises Exception itself
+        msg = f"{name}() makes no sense on this kernel, which lacks what it reads"
+        raise KernelUnsupportedError(msg) from exc
+    return code
+
+
+def _target(functions: dict[str, Function], name: str) -> tuple[int, int]:
+    """Return the number of the function *name* and the descriptor of its BTF."""
+    if name not in functions:
+        msg = f"the kernel's BTF has no function {name}()"
+        raise KernelUnsupportedError(msg)
+    found = functions[name]
+    # The descriptor ends with this process.
+    owner = 0 if found.owner == "vmlinux" else find_module_btf(found.owner)
+    return found.number, owner
+
+
+def _shape_of_functions(functions: dict[str, Function]) -> dict[str, int]:
+    return {
+        f"NT_ARG0_{name.upper()}_{one.first_parameter.upper()}": 1
+        for name, one in functions.items()
+    }
 
 
 def _shape(facts: dict[str, Any]) -> dict[str, int]:

@@ -151,7 +151,7 @@ int on_kfree_skb_locate(struct bpf_raw_tracepoint_args *ctx)
 		if (nt_try_layout(at,
 				  &cfg->layout[at->site & (NT_SITES - 1)][i],
 				  ctx->args[1])) {
-			at->found = 1;
+			at->found = NT_FOUND_SURE;
 			break;
 		}
 	}
@@ -331,10 +331,13 @@ int on_kfree_skb_count(struct bpf_raw_tracepoint_args *ctx)
 	t->key.family = 0;
 	t->key.certain = 1;
 	t->net = NULL;
-	if (at->skb == (u64)skb && at->found)
+	if (at->skb == (u64)skb && at->found) {
+		t->key.site = at->site;
+		t->key.certain = at->found == NT_FOUND_SURE;
 		nt_fill_place(t, at);
-	else if (cfg->locate & 1 << t->key.site)
+	} else if (cfg->locate & 1 << t->key.site) {
 		st->count[NT_STAT_UNLOCATED]++;
+	}
 	at->skb = 0; /* its address may be another packet's next */
 	if (!t->net)
 		t->net = nt_skb_net(skb, t->dev);

@@ -41,13 +41,15 @@ class ProgramSpec:
     A function of the C file and what the kernel shall take it for.
 
     An *optional* one is left out of `Loaded.programs` where the kernel does not know its
-    type or refuses it.
+    type or refuses it; `Loaded.refused` says why. *function* is the one that a program of
+    type tracing is for.
     """
 
     name: str
     kind: int
     attach_type: int = 0
     optional: bool = False
+    function: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +58,10 @@ class ObjectSpec:
     What to compile and load: describable, printable, without a kernel.
 
     *source* is a C file of this folder, or several joined by +, compiled as one.
-    *types* are the kernel structs that the C needs, *offsets* names like `xt_table.private`
-    (each that exists also defines NT_OFFSET_XT_TABLE_PRIVATE), *enums* and *sizes* what is
-    to be told back.
+    *functions* are those whose first parameter's name tells the C their shape: each defines
+    NT_ARG0_FUNCTION_PARAMETER. *types* are the kernel structs that the C needs, *offsets*
+    names like `xt_table.private` (each that exists also defines NT_OFFSET_XT_TABLE_PRIVATE),
+    *enums* and *sizes* what is to be told back.
     """
 
     source: str
@@ -68,6 +71,7 @@ class ObjectSpec:
     enums: tuple[str, ...] = ()
     offsets: tuple[str, ...] = ()
     sizes: tuple[str, ...] = ()
+    functions: tuple[str, ...] = ()
     defines: Mapping[str, int] = field(default_factory=dict)
 
 
@@ -77,8 +81,8 @@ class Loaded:
     Descriptors by name, and what BTF said.
 
     *enums* maps an enumeration to its names and values, empty without BTF. *missing* are
-    the wanted types that no BTF has, as those of modules that are not loaded. Closing it
-    unloads everything that nothing else holds.
+    the wanted types and functions that no BTF has, as those of modules that are not loaded.
+    Closing it unloads everything that nothing else holds.
     """
 
     maps: dict[str, int]
@@ -87,6 +91,7 @@ class Loaded:
     offsets: dict[str, int | None]
     sizes: dict[str, int | None]
     missing: list[str] = field(default_factory=list)
+    refused: dict[str, str] = field(default_factory=dict)
 
     def close(self) -> None:
         """Close every descriptor; harmless when repeated."""
@@ -105,12 +110,15 @@ def load(spec: ObjectSpec) -> Loaded:
     """
     request = {
         "source": spec.source,
-        "programs": [[p.name, p.kind, p.attach_type, p.optional] for p in spec.programs],
+        "programs": [
+            [p.name, p.kind, p.attach_type, p.optional, p.function] for p in spec.programs
+        ],
         "maps": spec.maps,
         "types": spec.types,
         "enums": spec.enums,
         "offsets": spec.offsets,
         "sizes": spec.sizes,
+        "functions": spec.functions,
         "defines": dict(spec.defines),
     }
     answer, descriptors, words = _ask_child(json.dumps(request).encode())
@@ -129,6 +137,7 @@ def load(spec: ObjectSpec) -> Loaded:
         offsets=answer["offsets"],
         sizes=answer["sizes"],
         missing=answer["missing"],
+        refused=answer["refused"],
     )
 
 

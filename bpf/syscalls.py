@@ -20,13 +20,19 @@ import numpy.typing as npt
 from tracer.errors import KernelRefusedError, KernelUnsupportedError
 
 __all__ = [
+    "ATTACH_FENTRY",
+    "ATTACH_FEXIT",
     "ATTACH_NETFILTER",
+    "PROG_TYPE_KPROBE",
     "PROG_TYPE_NETFILTER",
     "PROG_TYPE_RAW_TRACEPOINT",
+    "PROG_TYPE_TRACING",
     "MapFile",
     "attach_netfilter",
     "attach_raw_tracepoint",
+    "attach_trampoline",
     "close_all",
+    "find_module_btf",
     "load_program",
     "possible_cpus",
     "program_misses",
@@ -38,8 +44,13 @@ _SYS_BPF = {"x86_64": 321, "aarch64": 280, "riscv64": 280, "s390x": 351, "ppc64l
 _MAP_LOOKUP, _MAP_UPDATE, _MAP_DELETE, _MAP_NEXT_KEY = 1, 2, 3, 4
 _PROG_LOAD, _PROG_TEST_RUN, _OBJ_GET_INFO = 5, 10, 15
 _RAW_TRACEPOINT_OPEN, _LOOKUP_BATCH, _LINK_CREATE = 17, 24, 28
+_BTF_GET_FD_BY_ID, _BTF_GET_NEXT_ID = 19, 23
+PROG_TYPE_KPROBE = 2
 PROG_TYPE_RAW_TRACEPOINT = 17
+PROG_TYPE_TRACING = 26
 PROG_TYPE_NETFILTER = 32
+ATTACH_FENTRY = 24
+ATTACH_FEXIT = 25
 ATTACH_NETFILTER = 45
 _ATTR_BYTES = 128
 #: A refused program's log is kept to its last lines, where the reason stands.
@@ -74,10 +85,14 @@ def possible_cpus() -> int:
     return int(text.strip().replace("-", ",").split(",")[-1]) + 1
 
 
-def load_program(code: bytes, kind: int, attach_type: int = 0) -> int:
+def load_program(
+    code: bytes, kind: int, attach_type: int = 0, function: int = 0, btf: int = 0
+) -> int:
     """
     Load *code* and return its descriptor.
 
+    *function* is the number of the traced one in the BTF of descriptor *btf*, which is 0
+    for the kernel's own.
     Errors: KernelRefusedError with the end of the verifier's log, KernelUnsupportedError
     where the kernel does not know the program type.
     """
@@ -100,6 +115,8 @@ def load_program(code: bytes, kind: int, attach_type: int = 0) -> int:
             ctypes.addressof(log) if log_bytes else 0,
         )
         struct.pack_into("=I", attr, 68, attach_type)
+        # attach_btf_id, attach_btf_obj_fd: modules' since Linux 5.11 (290248a5b7d8)
+        struct.pack_into("=II", attr, 108, function, btf)
         try:
             return _bpf(_PROG_LOAD, attr)
         except OSError as exc:
@@ -142,6 +159,57 @@ def attach_raw_tracepoint(name: str, program: int) -> int:
             raise KernelUnsupportedError(msg) from exc
         msg = f"the kernel refused a program on the raw tracepoint {name} ({exc.strerror})"
         raise KernelRefusedError(msg, "run as root") from exc
+
+
+def attach_trampoline(program: int) -> int:
+    """
+    Attach *program*, loaded for a function's entry or exit; closing the result detaches it.
+
+    Errors: KernelUnsupportedError.
+    """
+    attr = bytearray(_ATTR_BYTES)
+    struct.pack_into("=QI", attr, 0, 0, program)
+    try:
+        return _bpf(_RAW_TRACEPOINT_OPEN, attr)
+    except OSError as exc:
+        msg = f"the kernel refused a program at a function's entry or exit ({exc.strerror})"
+        raise KernelUnsupportedError(msg) from exc
+
+
+def find_module_btf(module: str) -> int:
+    """
+    Return a descriptor of the BTF of a loaded *module*.
+
+    Errors: KernelUnsupportedError where there is none such.
+    """
+    number = 0
+    while True:
+        attr = bytearray(_ATTR_BYTES)
+        struct.pack_into("=I", attr, 0, number)
+        try:
+            _bpf(_BTF_GET_NEXT_ID, attr)
+            number = int(struct.unpack_from("=I", attr, 4)[0])
+            attr = bytearray(_ATTR_BYTES)
+            struct.pack_into("=I", attr, 0, number)
+            descriptor = _bpf(_BTF_GET_FD_BY_ID, attr)
+        except OSError as exc:
+            msg = f"the kernel shows no BTF of the module {module} ({exc.strerror})"
+            raise KernelUnsupportedError(msg) from exc
+        if _btf_name(descriptor) == module:
+            return descriptor
+        os.close(descriptor)
+
+
+def _btf_name(descriptor: int) -> str:
+    name = ctypes.create_string_buffer(64)
+    # struct bpf_btf_info: btf, btf_size, id, name, name_len, kernel_btf
+    info = bytearray(32)
+    struct.pack_into("=QI", info, 16, ctypes.addressof(name), len(name))
+    block = (ctypes.c_char * len(info)).from_buffer(info)
+    attr = bytearray(_ATTR_BYTES)
+    struct.pack_into("=IIQ", attr, 0, descriptor, len(info), ctypes.addressof(block))
+    _bpf(_OBJ_GET_INFO, attr)
+    return name.value.decode()
 
 
 def attach_netfilter(program: int, family: int, hook: int, priority: int) -> int:

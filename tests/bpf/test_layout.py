@@ -25,6 +25,8 @@ MIRRORS: dict[str, np.dtype[np.void]] = {
     "nt_event": layout.EVENT_RECORD,
     "nt_flow": layout.FLOW,
     "nt_layout": layout.LAYOUT,
+    "nt_mark": layout.MARK,
+    "nt_mark_key": layout.MARK_KEY,
     "nt_match": layout.MATCH,
     "nt_matches": layout.MATCHES,
     "nt_peek": layout.PEEK,
@@ -38,6 +40,8 @@ MIRRORS: dict[str, np.dtype[np.void]] = {
 ENUMS = {"NT_SITE_": layout.Site, "NT_MODE_": layout.Mode, "NT_STAT_": layout.Stat}
 ENUMS |= {"NT_EVENT_": SkbEventKind}
 CONSTANTS = {
+    "NT_FUNCTION_LEGACY": layout.FUNCTION_LEGACY,
+    "NT_MARK_SOLE": layout.MARK_SOLE,
     "NT_NO_HOOK": layout.NO_HOOK,
     "NT_LAYOUTS_MAX": layout.LAYOUTS_MAX,
     "NT_MATCHES_MAX": layout.MATCHES_MAX,

@@ -84,7 +84,7 @@ def _place(row: DropCount) -> tuple[object, ...]:
 def test_the_whole_ladder_stands_here(ruled: str) -> None:
     """The highest rung proves itself where legacy and nft rules can be made."""
     with _opened() as source:
-        assert (Rung.RULE, {}, {}) == (source.rung, source.why, source.calibration.why), ruled
+        assert (Rung.RULE, {}) == (source.rung, source.why), ruled
 
 
 def test_every_drop_is_named_to_the_rule(ruled: str) -> None:

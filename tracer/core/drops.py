@@ -28,9 +28,17 @@ _FAMILIES = {1: "inet", 2: "ip", 3: "arp", 5: "netdev", 7: "bridge", 10: "ip6"}
 
 
 class Rung(StrEnum):
-    """How much is known of a drop, each with all that those before it know."""
+    """
+    How a drop's place is found, from the least that is known upward.
+
+    All but `reason` know hook, table and base chain; all but `reason` and `links` know
+    nft's rule, all but `reason` and `hook` the legacy rule.
+    """
 
     REASON = "reason"
+    LINKS = "links"
+    KPROBE = "kprobe"
+    FEXIT = "fexit"
     HOOK = "hook"
     RULE = "rule"
 

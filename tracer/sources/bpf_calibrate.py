@@ -1,16 +1,14 @@
 """
-Find where this kernel keeps its registers at a drop, by drops of our own, and prove it.
+Find where this kernel keeps its registers at a drop, by drops of our own.
 
-A thread goes into a namespace of its own, drops one packet at each of some thirty known
-places and copies the stacks; `tracer.core.drop_layout` solves them. Then the same
-packets are dropped again with what was found, and only the ways whose every drop was
-named right are kept.
+A thread goes into a namespace of its own, drops one packet at each of some forty known
+places and copies the stacks; `tracer.core.drop_layout` solves them. The address that
+frees the packet, at each site, is found on the way: every rung needs it.
 """
 
 from __future__ import annotations
 
 import contextlib
-import secrets
 import threading
 from collections import defaultdict
 from contextlib import ExitStack, closing
@@ -23,48 +21,69 @@ from tracer.core.drop_layout import Drop, Layout, solve
 from tracer.errors import NftraceError
 from tracer.sources import bpf_range
 from tracer.sources.bpf_config import Calibration
-from tracer.sources.bpf_prove import prove
+from tracer.sources.bpf_prove import SITES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
     import numpy as np
 
     from bpf.loader import Loaded
 
-__all__ = ["STACK_RING_BYTES", "calibrate", "call_modules"]
+__all__ = ["STACK_RING_BYTES", "aside", "calibrate", "call_modules"]
 
 T = TypeVar("T")
 
 #: Room for five hundred stacks; forty are made.
 STACK_RING_BYTES = 1 << 20
-#: The largest that setsockopt(2) takes as an int.
-_MARK_MAX = (1 << 31) - 1
-_SITES = {"legacy": Site.HOOK, "rule": Site.NFT_RULE, "policy": Site.NFT_POLICY}
 
 
-def calibrate(loaded: Loaded) -> Calibration:
+def calibrate(
+    loaded: Loaded, shots: Sequence[bpf_range.Shot], mark: int, deadline: bpf_range.Deadline
+) -> Calibration:
     """
     Make known drops with the programs of *loaded* and solve their stacks.
 
-    The calling thread stays in its namespace. Errors: what `bpf_range.build` and attaching
-    raise.
+    *shots* are those of the calling thread's namespace, *mark* is on no other packets.
+    Errors: what attaching raises; KernelUnsupportedError where it takes too long.
     """
-    return _aside(lambda: _work(loaded))
+    MapFile(loaded.maps["sampled_mark"], 4, 4).update(bytes(4), mark.to_bytes(4, "little"))
+    links = [
+        attach_raw_tracepoint("kfree_skb", loaded.programs["on_kfree_skb_sample"]),
+        # In the place of the one that counts: two programs, the same frames.
+        attach_raw_tracepoint("kfree_skb", loaded.programs["on_kfree_skb_count"]),
+    ]
+    ring = RingReader(loaded.maps["stacks"], STACK_RING_BYTES, STACK)
+    with ExitStack() as stack:
+        stack.callback(close_all, links)
+        stack.enter_context(closing(ring))
+        drops: defaultdict[Site, list[Drop]] = defaultdict(list)
+        for shot in shots:
+            deadline.left_s()
+            bpf_range.fire(shot, mark)
+            # One packet at a time, so that each stack is that packet's.
+            stacks = [one for one in ring.read() if _port(one) == shot.port]
+            if len(stacks) == 1:
+                drops[SITES[shot.kind]].append(_drop(shot, stacks[0]))
+    return _solve(drops)
 
 
-def call_modules() -> None:
+def call_modules(deadline: bpf_range.Deadline) -> None:
     """
     Make the kernel load nf_tables and the legacy tables, by rules in a namespace that ends.
 
     The machine's own namespace gets no table by it. What it has no module for stays away.
     """
     with contextlib.suppress(NftraceError):
-        _aside(bpf_range.build)
+        aside(lambda: bpf_range.build(deadline))
 
 
-def _aside(work: Callable[[], T]) -> T:
-    """Return what *work* does in a thread of its own, which may change its namespace."""
+def aside(work: Callable[[], T]) -> T:
+    """
+    Return what *work* does in a thread of its own, which may change its namespace.
+
+    Errors: the NftraceError or OSError that *work* raised.
+    """
     outcome: list[T] = []
     failures: list[NftraceError | OSError] = []
 
@@ -80,31 +99,6 @@ def _aside(work: Callable[[], T]) -> T:
     if failures:
         raise failures[0]
     return outcome[0]
-
-
-def _work(loaded: Loaded) -> Calibration:
-    shots = bpf_range.build()
-    mark = secrets.randbelow(_MARK_MAX) + 1
-    MapFile(loaded.maps["sampled_mark"], 4, 4).update(bytes(4), mark.to_bytes(4, "little"))
-    links = [
-        attach_raw_tracepoint("kfree_skb", loaded.programs["on_kfree_skb_sample"]),
-        # In the place of the one that counts: two programs, the same frames.
-        attach_raw_tracepoint("kfree_skb", loaded.programs["on_kfree_skb_count"]),
-    ]
-    ring = RingReader(loaded.maps["stacks"], STACK_RING_BYTES, STACK)
-    with ExitStack() as stack:
-        stack.callback(close_all, links)
-        stack.enter_context(closing(ring))
-        drops: defaultdict[Site, list[Drop]] = defaultdict(list)
-        for shot in shots:
-            bpf_range.fire(shot, mark)
-            # One packet at a time, so that each stack is that packet's.
-            stacks = [one for one in ring.read() if _port(one) == shot.port]
-            if len(stacks) == 1:
-                drops[_SITES[shot.kind]].append(_drop(shot, stacks[0]))
-    found = _solve(drops)
-    prove(loaded, found, shots, mark)
-    return found
 
 
 def _port(stack: np.void) -> int:
@@ -127,7 +121,7 @@ def _drop(shot: bpf_range.Shot, stack: np.void) -> Drop:
 
 def _solve(drops: dict[Site, list[Drop]]) -> Calibration:
     found = Calibration()
-    for site in _SITES.values():
+    for site in SITES.values():
         made = drops.get(site, [])
         places = {drop.location for drop in made}
         if len(places) != 1:

@@ -17,12 +17,13 @@ import socket
 import struct
 import subprocess
 import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from tracer.errors import KernelRefusedError, KernelUnsupportedError
 
-__all__ = ["Shot", "build", "fire"]
+__all__ = ["Deadline", "Shot", "build", "enter_new_namespace", "fire"]
 
 _CLONE_NEWNET = 0x40000000  # include/uapi/linux/sched.h
 _SIOCSIFFLAGS = 0x8914  # include/uapi/linux/sockios.h
@@ -39,7 +40,7 @@ _CHAINS = (
     ("ip", "d", "input", 300, 9004, 9104),
     ("ip", "e", "output", 310, 9005, 9105),
     ("ip", "f", "prerouting", 310, 9006, 9106),
-    ("inet", "a", "input", -399, 9011, 9111),
+    ("inet", "a", "input", -390, 9011, 9111),
     ("inet", "b", "input", 310, 9012, 9112),
     ("ip6", "a", "input", -400, 9021, 9121),
     ("ip6", "b", "input", -10, 9022, 9122),
@@ -61,6 +62,27 @@ _LEGACY = (
 _HOOKS = {"prerouting": _PREROUTING, "input": _INPUT, "output": _OUTPUT}
 _FAMILIES = {"ip": (_INET,), "ip6": (_INET6,), "inet": (_INET, _INET6)}
 _LO = {_INET: "127.0.0.1", _INET6: "::1"}
+
+
+class Deadline:
+    """A limit in seconds from now for all that is done in a range."""
+
+    def __init__(self, limit_s: float) -> None:
+        """Begin to count."""
+        self._limit_s = limit_s
+        self._end_s = time.monotonic() + limit_s
+
+    def left_s(self) -> float:
+        """Return the seconds that are left; KernelUnsupportedError where none are."""
+        left_s = self._end_s - time.monotonic()
+        if left_s <= 0:
+            raise self.over()
+        return left_s
+
+    def over(self) -> KernelUnsupportedError:
+        """Return what is to be raised when time has run out."""
+        msg = f"known drops took longer than {self._limit_s:g} s: the machine is too busy"
+        return KernelUnsupportedError(msg, "try again, or give it longer with --calibrate S")
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,29 +107,38 @@ class Shot:
     handle: int | None = None
 
 
-def build() -> list[Shot]:
+def build(deadline: Deadline) -> list[Shot]:
     """
     Move the calling thread into a new namespace for good, and lay the rules there.
 
     What the machine has no tool or no kernel support for is left out.
     Errors: KernelRefusedError where namespaces are refused, KernelUnsupportedError where
-    neither nft nor legacy rules can be made.
+    neither nft nor legacy rules can be made, or not in time.
     """
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.unshare(_CLONE_NEWNET) != 0:
-        reason = os.strerror(ctypes.get_errno())
-        msg = f"the kernel refuses a network namespace to calibrate in ({reason})"
-        raise KernelRefusedError(msg, "run as root (CAP_SYS_ADMIN)")
+    enter_new_namespace()
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         fcntl.ioctl(sock, _SIOCSIFFLAGS, struct.pack("16sh14x", b"lo", _IFF_UP))
-    handles = _load_nft()
-    loaded = _load_legacy()
+    handles = _load_nft(deadline)
+    loaded = _load_legacy(deadline)
     legacy = [row for row in _LEGACY if row[0] in loaded]
     shots = _plan(handles, legacy)
     if not shots:
         msg = "neither nft nor iptables-legacy can make a rule to calibrate with"
         raise KernelUnsupportedError(msg, "apt install nftables iptables")
     return shots
+
+
+def enter_new_namespace() -> None:
+    """
+    Move the calling thread into a new network namespace for good.
+
+    Errors: KernelRefusedError.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.unshare(_CLONE_NEWNET) != 0:
+        reason = os.strerror(ctypes.get_errno())
+        msg = f"the kernel refuses a network namespace to calibrate in ({reason})"
+        raise KernelRefusedError(msg, "run as root (CAP_SYS_ADMIN)")
 
 
 def fire(shot: Shot, mark: int) -> None:
@@ -120,7 +151,7 @@ def fire(shot: Shot, mark: int) -> None:
         sock.sendto(b"", (address, shot.port))
 
 
-def _load_nft() -> dict[int, int]:
+def _load_nft(deadline: Deadline) -> dict[int, int]:
     """Return the handle of each dropping rule by its port; empty without nft."""
     lines = []
     for family, chain, hook, priority, port, policy_port in _CHAINS:
@@ -140,39 +171,48 @@ def _load_nft() -> dict[int, int]:
             input="\n".join(lines).encode(),
             capture_output=True,
             check=False,
+            timeout=deadline.left_s(),
         )
     except FileNotFoundError:
         return {}
+    except subprocess.TimeoutExpired as exc:
+        raise deadline.over() from exc
     if done.returncode != 0:
         return {}
     echoed = re.findall(rb"udp dport (\d+) drop # handle (\d+)", done.stdout)
     return {int(port): int(handle) for port, handle in echoed}
 
 
-def _load_legacy() -> set[str]:
+def _load_legacy(deadline: Deadline) -> set[str]:
     """Load the legacy rules; return the tools whose rules are in force."""
-    loaded = set()
-    for tool in ("iptables", "ip6tables"):
-        tables: dict[str, list[str]] = {}
-        for name, _, table, chain, _, port in _LEGACY:
-            if name == tool:
-                line = f"-A {chain} -p udp --dport {port} -j DROP"
-                tables.setdefault(table, []).append(line)
-        text = "".join(
-            f"*{table}\n" + "\n".join(lines) + "\nCOMMIT\n" for table, lines in tables.items()
+    try:
+        return {tool for tool in ("iptables", "ip6tables") if _restore(tool, deadline)}
+    except subprocess.TimeoutExpired as exc:
+        raise deadline.over() from exc
+
+
+def _restore(tool: str, deadline: Deadline) -> bool:
+    """Load one tool's rules; False where there is no such tool or it refuses."""
+    tables: dict[str, list[str]] = {}
+    for name, _, table, chain, _, port in _LEGACY:
+        if name == tool:
+            line = f"-A {chain} -p udp --dport {port} -j DROP"
+            tables.setdefault(table, []).append(line)
+    text = "".join(
+        f"*{table}\n" + "\n".join(lines) + "\nCOMMIT\n" for table, lines in tables.items()
+    )
+    # The lock is the machine's, though the rules are ours alone: take one of our own.
+    with tempfile.NamedTemporaryFile() as lock, contextlib.suppress(FileNotFoundError):
+        done = subprocess.run(
+            [f"{tool}-legacy-restore"],
+            input=text.encode(),
+            capture_output=True,
+            check=False,
+            env={**os.environ, "XTABLES_LOCKFILE": str(Path(lock.name))},
+            timeout=deadline.left_s(),
         )
-        # The lock is the machine's, though the rules are ours alone: take one of our own.
-        with tempfile.NamedTemporaryFile() as lock, contextlib.suppress(FileNotFoundError):
-            done = subprocess.run(
-                [f"{tool}-legacy-restore"],
-                input=text.encode(),
-                capture_output=True,
-                check=False,
-                env={**os.environ, "XTABLES_LOCKFILE": str(Path(lock.name))},
-            )
-            if done.returncode == 0:
-                loaded.add(tool)
-    return loaded
+        return done.returncode == 0
+    return False
 
 
 def _plan(handles: dict[int, int], legacy: list[tuple[str, int, str, str, int, int]]) -> list[Shot]:

@@ -1,17 +1,16 @@
 """
 Every drop of the machine: counted by kind, and where asked recorded, as it happens.
 
-Three rungs, the cheapest exact one first; none costs a packet that lives anything:
-`reason` has the kernel's reason and namespace, `hook` adds hook, table, base chain and
-nft's rule out of the saved registers, `rule` adds the legacy rule out of the counters of
-the rules that drop. A rung is proved at the start by drops of our own; where it does not
-hold, the one below stands, and `why` says so.
+How a drop's place is found is the ladder's affair (`tracer.sources.bpf_ladder`); on top of
+any of its rungs but the lowest, the legacy rule is told by the counters of the rules that
+can drop.
 """
 
 from __future__ import annotations
 
 import contextlib
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -21,6 +20,7 @@ from bpf.layout import (
     DROP_COUNT,
     DROP_KEY,
     DROP_RECORD,
+    NO_HOOK,
     PLACE,
     PLACE_KEY,
     RULES,
@@ -36,16 +36,16 @@ from bpf.ring import RingReader
 from bpf.syscalls import (
     PROG_TYPE_RAW_TRACEPOINT,
     MapFile,
-    attach_raw_tracepoint,
-    close_all,
     possible_cpus,
     program_misses,
 )
 from tracer.core.drops import DropCount, Place, Rung, merge_counts, name_counts, name_place
-from tracer.errors import KernelRefusedError, KernelUnsupportedError, NftraceError
-from tracer.sources.bpf_calibrate import STACK_RING_BYTES, calibrate, call_modules
-from tracer.sources.bpf_config import Calibration, fill_config
+from tracer.errors import KernelRefusedError, KernelUnsupportedError
+from tracer.sources import bpf_hooks
+from tracer.sources.bpf_calibrate import STACK_RING_BYTES, call_modules
+from tracer.sources.bpf_ladder import COSTS, FUNCTIONS, MARKS_MAX, PROGRAMS, TYPES, Ladder
 from tracer.sources.bpf_peek import Peek
+from tracer.sources.bpf_range import Deadline
 from tracer.sources.bpf_rules import (
     OFFSETS,
     LegacyTable,
@@ -61,7 +61,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-__all__ = ["DropLosses", "DropSource", "Mode"]
+__all__ = ["CALIBRATE_S", "DropLosses", "DropSource", "Mode"]
 
 _PAGE = 4096
 #: 16 MB: 116,000 records.
@@ -71,36 +71,55 @@ _COUNTS_MAX = 16384
 _PLACES_MAX = 4096
 #: Legacy tables whose rules are told apart; five in each of fifty namespaces.
 _TABLES_MAX = 256
+#: Known drops at the start: a tenth of a second on an idle machine, twenty on a busy one.
+CALIBRATE_S = 5.0
+#: The kernel reads modules from a disk.
+_MODULES_S = 30.0
 #: Readings of a table's counters while packets die by it; after that the first drop on
 #: each CPU may be uncertain, and says so.
 _ARM_TRIES = 16
 _SPEC = ObjectSpec(
-    source="drops.bpf.c+calibrate.bpf.c",
-    programs=tuple(
-        ProgramSpec(name, PROG_TYPE_RAW_TRACEPOINT)
-        for name in (
-            *("on_kfree_skb_locate", "on_kfree_skb_count"),
-            *("on_kfree_skb_sample", "on_peek"),
-        )
+    source="drops.bpf.c+calibrate.bpf.c+probes.bpf.c+links.bpf.c",
+    programs=(
+        *(
+            ProgramSpec(name, PROG_TYPE_RAW_TRACEPOINT)
+            for name in (
+                *("on_kfree_skb_locate", "on_kfree_skb_count"),
+                *("on_kfree_skb_sample", "on_peek"),
+            )
+        ),
+        *PROGRAMS,
     ),
     maps=(
         *("config", "stats", "counts", "places", "records", "rules", "seen_rules"),
-        *("scratches", "stacks", "peeked", "sampled_mark"),
+        *("scratches", "stacks", "peeked", "sampled_mark", "marks"),
     ),
     types=(
         *("sk_buff", "net", "net_device", "sock", "dst_entry", "nf_hook_state"),
-        *("xt_table", "nft_chain", "nft_table"),
+        *("xt_table", "nft_chain", "nft_table", *TYPES),
     ),
     enums=("skb_drop_reason",),
-    offsets=("sk_buff._nfct", "nft_table.family", *OFFSETS),
+    offsets=(
+        "sk_buff._nfct",
+        "nft_table.family",
+        "nft_pktinfo.state",
+        *OFFSETS,
+        *bpf_hooks.OFFSETS,
+    ),
+    functions=FUNCTIONS,
     defines={
         "NT_COUNTS_MAX": _COUNTS_MAX,
         "NT_PLACES_MAX": _PLACES_MAX,
         "NT_RING_PAGES": _RING_PAGES,
         "NT_TABLES_MAX": _TABLES_MAX,
+        "NT_MARKS_MAX": MARKS_MAX,
         "NT_STACK_PAGES": STACK_RING_BYTES // _PAGE,
     },
 )
+
+
+def _modules() -> frozenset[str]:
+    return frozenset(path.name for path in Path("/sys/module").iterdir())
 
 
 class DropLosses(NamedTuple):
@@ -124,24 +143,32 @@ class DropSource:
     """
     Counts, and on request records, of every packet that is dropped.
 
-    `open()`, then `counts()` as often as wanted. `rung` is what stands, `why` says for
-    each rung above it what was missing.
+    `open()`, then `counts()` as often as wanted. `rung` is what stands, `cost` what it
+    costs, `why` says for each rung above it what was missing, `notes` what happened to it
+    since.
     """
 
-    def __init__(self, namespaces: Iterable[Netns] = (), rung: Rung | None = None) -> None:
+    def __init__(
+        self,
+        namespaces: Iterable[Netns] = (),
+        rung: Rung | None = None,
+        calibrate_s: float = CALIBRATE_S,
+    ) -> None:
         """
         Take the *namespaces* whose legacy rules are to be named from the first drop on.
 
-        *rung* forces one: open() raises where it does not hold.
+        *rung* forces one: open() raises where it does not hold. Proving takes at most
+        *calibrate_s* seconds; after that the lowest rung stands.
         """
-        self.rung = Rung.REASON
         self.why: dict[Rung, str] = {}
+        self.notes: list[str] = []
         self.reasons: dict[int, str] = {}
-        self.calibration = Calibration()
+        self._calibrate_s = calibrate_s
+        self._ladder: Ladder | None = None
+        self._reads_rules = False
         self._namespaces = tuple(namespaces)
         self._wanted = rung
         self._loaded: Loaded | None = None
-        self._links: list[int] = []
         self._ring: RingReader | None = None
         self._config = np.zeros(1, CONFIG)
         self._places: dict[tuple[int, int], Place] = {}
@@ -171,63 +198,68 @@ class DropSource:
         self.reasons = {n: name.removeprefix("SKB_DROP_REASON_") for name, n in names.items()}
         self._ring = RingReader(loaded.maps["records"], _RING_PAGES * _PAGE, DROP_RECORD)
         self._peek = Peek(loaded)
-        if self._wanted is not Rung.REASON:
-            self._climb(loaded)
+        self._climb(loaded, self._peek)
         if self._wanted not in {None, self.rung}:
             above = next(iter(self.why.values()), "it was not proved")
             msg = f"the rung {self._wanted} does not hold on this kernel: {above}"
             raise KernelUnsupportedError(msg, f"go on with --rung {self.rung}")
         self.set_mode(Mode.COUNT)
         self.resume()
-        if self.rung is Rung.RULE:
+        if self._reads_rules:
             self._arm_namespaces()
         self._forget()
 
+    @property
+    def rung(self) -> Rung:
+        """How drops are placed now."""
+        rung = Rung.REASON if self._ladder is None else self._ladder.rung
+        return Rung.RULE if rung is Rung.HOOK and self._reads_rules else rung
+
+    @property
+    def cost(self) -> str:
+        """What the rung costs, in words."""
+        return COSTS[self.rung]
+
     def resume(self) -> None:
         """Attach after pause(); harmless when attached."""
-        if self._links or self._loaded is None:
-            return
-        # The lowest rung looks at no register: one program less on every drop.
-        names = ["on_kfree_skb_locate"] if self.rung is not Rung.REASON else []
-        for name in (*names, "on_kfree_skb_count"):
-            self._links.append(attach_raw_tracepoint("kfree_skb", self._loaded.programs[name]))
+        if self._ladder is not None:
+            self._ladder.attach()
 
     def pause(self) -> None:
         """Detach, so that a drop costs nothing; what was counted stays."""
-        close_all(self._links)
+        if self._ladder is not None:
+            self._ladder.detach()
 
     def _load(self) -> Loaded:
         """Load the programs, once more where their types came with modules that we called."""
         loaded = load(_SPEC)
         if loaded.missing and self._wanted is not Rung.REASON:
-            call_modules()
-            loaded.close()
-            loaded = load(_SPEC)
+            before = _modules()
+            call_modules(Deadline(_MODULES_S))
+            if _modules() != before:
+                loaded.close()
+                loaded = load(_SPEC)
         return loaded
 
-    def _climb(self, loaded: Loaded) -> None:
-        try:
-            found = self.calibration = calibrate(loaded)
-        except (NftraceError, OSError) as exc:
-            self.why[Rung.HOOK] = str(exc)
-            return
-        fill_config(self._config, found)
-        if not found.layouts:
-            self.why[Rung.HOOK] = "; ".join(found.why.values())
-            return
-        self.rung = Rung.HOOK
-        if self._wanted is not Rung.HOOK:
-            self._read_rules(loaded)
+    def _climb(self, loaded: Loaded, peek: Peek) -> None:
+        ladder = self._ladder = Ladder(loaded, peek, self._namespaces)
+        ladder.climb(self._wanted, self._calibrate_s)
+        self.why, self.notes = ladder.why, ladder.notes
+        ladder.fill_config(self._config)
+        if ladder.rung is not Rung.REASON and self._wanted is not Rung.HOOK:
+            self._read_rules(loaded, peek)
 
-    def _read_rules(self, loaded: Loaded) -> None:
-        peek = self._peek
-        base = percpu_base(peek, loaded.maps["scratches"]) if peek else 0
-        if peek is None or not base or not self.calibration.legacy:
+    def _read_rules(self, loaded: Loaded, peek: Peek) -> None:
+        base = percpu_base(peek, loaded.maps["scratches"])
+        if not base or not self._legacy():
             self.why[Rung.RULE] = "no legacy table could be made to calibrate with"
             return
         self._config["percpu_base"] = base
         self._config["rules"] = 1
-        self.rung = Rung.RULE
+        self._reads_rules = True
+
+    def _legacy(self) -> frozenset[int]:
+        return frozenset() if self._ladder is None else self._ladder.found.legacy
 
     def _arm_namespaces(self) -> None:
         if self._peek is None:
@@ -235,7 +267,7 @@ class DropSource:
         for namespace in self._namespaces:
             # One that is gone by now has no drops to name.
             with contextlib.suppress(KernelRefusedError), entered(namespace):
-                for address in find_tables(self._peek, self.calibration.legacy):
+                for address in find_tables(self._peek, self._legacy()):
                     self._arm_table(address)
 
     def _forget(self) -> None:
@@ -301,14 +333,18 @@ class DropSource:
         *weight* says so. *rules*: the legacy rule is looked for at one drop in so many.
         """
         self._config["mode"], self._config["sample"] = mode, sample
-        if rules is not None and self.rung is Rung.RULE:
+        if rules is not None and self._reads_rules:
             self._config["rules"] = rules
+        self._push_config()
+
+    def _push_config(self) -> None:
         MapFile(self._maps()["config"], 4, CONFIG.itemsize).update(bytes(4), self._config.tobytes())
 
     def counts(self) -> list[DropCount]:
         """Return every kind of drop since open(), most packets first."""
         keys, counts = self._dump()
         self._learn_places(keys)
+        self._look(keys, counts)
         rows = self._name(keys, counts)
         stale = self._stale_tables()
         old = np.isin(keys["place"], list(stale)) & (keys["rule"] != 0)
@@ -320,6 +356,15 @@ class DropSource:
             self._settle(keys[old], rules)
         live = [row for row, is_old in zip(rows, old, strict=True) if not is_old]
         return merge_counts([*live, *self._settled])
+
+    def _look(self, keys: npt.NDArray[np.void], counts: npt.NDArray[np.void]) -> None:
+        """Let the ladder judge its rung by what it could place."""
+        if self._ladder is None:
+            return
+        placed = int(counts["packets"][keys["hook"] != NO_HOOK].sum())
+        if self._ladder.look(placed, self.losses().unlocated):
+            self._ladder.fill_config(self._config)
+            self._push_config()
 
     def _read_stats(self) -> npt.NDArray[np.uint64]:
         stats = MapFile(self._maps()["stats"], 4, STATS.itemsize, self._cpus)
@@ -382,11 +427,11 @@ class DropSource:
             if raw is not None:
                 row = np.frombuffer(raw, PLACE)[0]
                 site, family = int(key["site"]), int(key["family"])
-                self._places[name] = name_place(site, family, row, self.calibration.legacy)
+                self._places[name] = name_place(site, family, row, self._legacy())
 
     def _stale_tables(self) -> set[int]:
         """Return the tables that are new to us or whose ruleset was replaced."""
-        if self.rung is not Rung.RULE or self._peek is None:
+        if not self._reads_rules or self._peek is None:
             return set()
         stale = set()
         legacy = {key[0] for key, place in self._places.items() if place.engine == "legacy"}
@@ -437,7 +482,8 @@ class DropSource:
 
     def close(self) -> None:
         """Detach and unload everything; harmless when repeated."""
-        close_all(self._links)
+        if self._ladder is not None:
+            self._ladder.close()
         if self._ring is not None:
             self._ring.close()
             self._ring = None

@@ -1,0 +1,378 @@
+"""
+The ladder: which way of finding a drop's place stands, proved and proved again.
+
+From the cheapest exact rung down: saved registers (`rule`, `hook`), trampolines
+(`fexit`), kprobes (`kprobe`), netfilter links (`links`), and the kernel's reason alone.
+Each rung opens, and is proved by known drops in a namespace of our own; the first that
+names all of them right stands, else the first that names those of an engine right. While
+it stands, drops by netfilter that it could not place are watched: where they are too
+many it is proved again, and where that fails the next one down is taken.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from bpf.layout import CONFIG, Mode, Site
+from bpf.syscalls import MapFile, attach_raw_tracepoint, close_all
+from tracer.core.drops import Rung
+from tracer.errors import KernelUnsupportedError, NftraceError
+from tracer.sources.bpf_calibrate import aside, calibrate
+from tracer.sources.bpf_config import Calibration, fill_config
+from tracer.sources.bpf_kprobes import FUNCTIONS, KprobeRung, TrampolineRung
+from tracer.sources.bpf_kprobes import PROGRAMS as _PROBES
+from tracer.sources.bpf_kprobes import TYPES as _PROBE_TYPES
+from tracer.sources.bpf_links import MARKS_MAX, LinkRung
+from tracer.sources.bpf_links import PROGRAMS as _LINKS
+from tracer.sources.bpf_prove import prove
+from tracer.sources.bpf_range import Deadline, build
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy.typing as npt
+
+    from bpf.loader import Loaded
+    from tracer.core.drop_layout import Layout
+    from tracer.sources.bpf_peek import Peek
+    from tracer.sources.bpf_prove import Proof
+    from tracer.sources.bpf_range import Shot
+    from tracer.sources.netns import Netns
+
+__all__ = ["COSTS", "FUNCTIONS", "MARKS_MAX", "PROGRAMS", "TYPES", "Ladder"]
+
+PROGRAMS = (*_PROBES, *_LINKS)
+TYPES = _PROBE_TYPES
+#: The largest that setsockopt(2) takes as an int.
+_MARK_MAX = (1 << 31) - 1
+#: A rung is proved again when of so many netfilter drops, since the last look, one in
+#: twenty had no place.
+_DOUBT_DROPS = 64
+_DOUBT_SHARE = 20
+#: Nor more often than that: what a rung does not know, as on a bridge, goes on dropping.
+_DOUBT_S = 60.0
+#: A proof at run time; it holds up only the reader.
+_AGAIN_S = 10.0
+_LOCATORS = (Rung.RULE, Rung.HOOK)
+#: What each rung costs, in words.
+COSTS = {
+    Rung.RULE: "nothing for a packet that lives; at a drop, more with each rule that drops",
+    Rung.HOOK: "nothing for a packet that lives; one small program more at a drop",
+    Rung.FEXIT: TrampolineRung.cost,
+    Rung.KPROBE: KprobeRung.cost,
+    Rung.LINKS: LinkRung.cost,
+    Rung.REASON: "nothing for a packet that lives; one program at a drop",
+}
+
+
+class LadderRung(Protocol):
+    """
+    One way of finding a drop's place.
+
+    `open()` attaches what runs for living packets and raises KernelUnsupportedError where
+    it cannot; `look()` keeps it up with the rules. *tracepoints* are the programs that run
+    at the drop before the one that counts.
+    """
+
+    name: Rung
+    cost: str
+    tracepoints: tuple[str, ...]
+    knows_handle: bool
+
+    @property
+    def legacy(self) -> frozenset[int]: ...
+    def open(self) -> None: ...
+    def look(self) -> None: ...
+    def close(self) -> None: ...
+
+
+class LocatorRung:
+    """The saved registers: nothing runs for a packet that lives."""
+
+    name = Rung.HOOK
+    cost = COSTS[Rung.HOOK]
+    tracepoints: tuple[str, ...] = ("on_kfree_skb_locate",)
+    knows_handle = True
+
+    def __init__(self, found: Calibration) -> None:
+        """Take what calibration *found*."""
+        self._found = found
+        self.legacy: frozenset[int] = frozenset()
+
+    def open(self) -> None:
+        """Nothing is attached. Errors: KernelUnsupportedError where nothing was found."""
+        if not self._found.layouts:
+            raise KernelUnsupportedError("; ".join(dict.fromkeys(self._found.why.values())))
+
+    def look(self) -> None:
+        """Nothing changes with the rules."""
+
+    def close(self) -> None:
+        """Nothing to detach."""
+
+
+class ReasonRung:
+    """No place at all."""
+
+    name = Rung.REASON
+    cost = COSTS[Rung.REASON]
+    tracepoints: tuple[str, ...] = ()
+    knows_handle = False
+    legacy: frozenset[int] = frozenset()
+
+    def open(self) -> None:
+        """Nothing is attached."""
+
+    def look(self) -> None:
+        """Nothing changes with the rules."""
+
+    def close(self) -> None:
+        """Nothing to detach."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Range:
+    """A namespace with known droppers, which the thread is in."""
+
+    shots: Sequence[Shot]
+    mark: int
+    deadline: Deadline
+
+
+class Ladder:
+    """
+    Chooses a rung, and steps down from it.
+
+    `climb()`, then `attach()`; `look()` again and again. *rung* is what stands, *why* says
+    for each rung above it what was missing, *notes* what happened since the start.
+    *sites* and *legacy* are what the rung knows of.
+    """
+
+    def __init__(self, loaded: Loaded, peek: Peek, namespaces: Sequence[Netns]) -> None:
+        """Take the programs of *loaded* and the *namespaces* that links may stand in."""
+        self.rung = Rung.REASON
+        self.why: dict[Rung, str] = {}
+        self.notes: list[str] = []
+        self.found = Calibration()
+        self._loaded = loaded
+        self._peek = peek
+        self._namespaces = namespaces
+        self._standing: LadderRung = ReasonRung()
+        self._below: list[LadderRung] = []
+        self._tracepoints: list[int] = []
+        self._judged = (0, 0)
+        self._doubted_s = -_DOUBT_S
+
+    def climb(self, wanted: Rung | None, limit_s: float) -> None:
+        """
+        Let the highest rung stand that holds, or *wanted* if it does.
+
+        Never raises for what a kernel lacks: `why` says it.
+        """
+        if wanted is Rung.REASON:
+            return
+        try:
+            aside(lambda: self._climb(wanted, self._lay_range(limit_s)))
+        except (NftraceError, OSError) as exc:
+            for name in _LOCATORS if wanted is None else (wanted,):
+                self.why[name] = str(exc)
+            self._stand(ReasonRung())
+        self._cover()
+
+    def _lay_range(self, limit_s: float) -> _Range:
+        deadline = Deadline(limit_s)
+        return _Range(build(deadline), secrets.randbelow(_MARK_MAX) + 1, deadline)
+
+    def _climb(self, wanted: Rung | None, ground: _Range) -> None:
+        self.found = calibrate(self._loaded, ground.shots, ground.mark, ground.deadline)
+        rungs = self._rungs(wanted)
+        partly: LadderRung | None = None
+        while rungs:
+            rung = rungs.pop(0)
+            proof = self._try(rung, ground)
+            if proof is not None and proof.right == proof.aimed:
+                self._below = rungs
+                self._settle(rung, proof)
+                return
+            partly = partly or (rung if proof is not None and proof.right else None)
+            rung.close()
+        if partly is not None:
+            proof = self._try(partly, ground)
+            if proof is not None and proof.right:
+                self._settle(partly, proof)
+
+    def _rungs(self, wanted: Rung | None) -> list[LadderRung]:
+        rungs: list[LadderRung] = [
+            LocatorRung(self.found),
+            TrampolineRung(self._loaded),
+            KprobeRung(self._loaded),
+            LinkRung(self._loaded, self._peek),
+        ]
+        if wanted in _LOCATORS:
+            return rungs[:1]
+        return [rung for rung in rungs if wanted in {None, rung.name}]
+
+    def _try(self, rung: LadderRung, ground: _Range) -> Proof | None:
+        """Open *rung* and prove it; None, with the reason in `why`, where it cannot be."""
+        try:
+            rung.open()
+            if isinstance(rung, LinkRung):
+                rung.cover_here()
+            proof = self._prove(rung, ground)
+        except (NftraceError, OSError) as exc:
+            rung.close()
+            ground.deadline.left_s()
+            self.why[rung.name] = str(exc)
+            return None
+        if proof.right != proof.aimed:
+            wrong = ", ".join(site.name.lower() for site in sorted(proof.aimed - proof.right))
+            self.why[rung.name] = f"known drops were not named right ({wrong})"
+        return proof
+
+    def _prove(self, rung: LadderRung, ground: _Range) -> Proof:
+        config = np.zeros(1, CONFIG)
+        self._fill(config, rung, frozenset(Site) - {Site.OTHER})
+        config["mode"] = Mode.COUNT
+        settings = MapFile(self._loaded.maps["config"], 4, CONFIG.itemsize)
+        settings.update(bytes(4), config.tobytes())
+        links: list[int] = []
+        with ExitStack() as stack:
+            stack.callback(settings.update, bytes(4), bytes(CONFIG.itemsize))
+            stack.callback(close_all, links)
+            self._attach(rung, links)
+            return prove(
+                self._loaded,
+                ground.shots,
+                ground.mark,
+                ground.deadline,
+                knows_handle=rung.knows_handle,
+            )
+
+    def _settle(self, rung: LadderRung, proof: Proof) -> None:
+        if isinstance(rung, LinkRung):
+            rung.forget_here()
+        self._stand(rung)
+        self.found.sites = proof.right
+        self.found.legacy = (
+            (rung.legacy | proof.legacy) if Site.HOOK in proof.right else frozenset()
+        )
+
+    def _stand(self, rung: LadderRung) -> None:
+        self._standing, self.rung = rung, rung.name
+        self.found.sites, self.found.legacy = frozenset(), frozenset()
+
+    def _cover(self) -> None:
+        if isinstance(self._standing, LinkRung):
+            for namespace in self._namespaces:
+                try:
+                    self._standing.cover(namespace)
+                except NftraceError as exc:
+                    self.notes.append(f"no links in {namespace.name}: {exc}")
+
+    def fill_config(self, config: npt.NDArray[np.void]) -> None:
+        """Write what the programs must know of the rung into *config*, `CONFIG (1,)`."""
+        self._fill(config, self._standing, self.found.sites)
+
+    def _fill(self, config: npt.NDArray[np.void], rung: LadderRung, sites: frozenset[Site]) -> None:
+        layouts: dict[Site, list[Layout]] = (
+            self.found.layouts if isinstance(rung, LocatorRung) else {}
+        )
+        fill_config(config, self.found, sites, layouts)
+
+    def attach(self) -> None:
+        """Let the programs run; harmless when they do."""
+        if not self._tracepoints:
+            self._attach(self._standing, self._tracepoints)
+
+    def _attach(self, rung: LadderRung, descriptors: list[int]) -> None:
+        descriptors += (
+            attach_raw_tracepoint("kfree_skb", self._loaded.programs[name])
+            for name in (*rung.tracepoints, "on_kfree_skb_count")
+        )
+
+    def detach(self) -> None:
+        """Stop the programs at the drop; what the rung attached elsewhere stays."""
+        close_all(self._tracepoints)
+
+    def look(self, placed: int, unlocated: int) -> bool:
+        """
+        Keep up with the rules, and doubt the rung where too much has no place.
+
+        *placed* and *unlocated* are the netfilter drops since the start that had a place,
+        and that had none. True where another rung stands now: its `fill_config()` is due.
+        """
+        self._standing.look()
+        before = self._judged
+        # What was settled meanwhile is missing in what is placed.
+        more, lost = max(placed - before[0], 0), unlocated - before[1]
+        if more + lost < _DOUBT_DROPS:
+            return False
+        self._judged = placed, unlocated
+        now_s = time.monotonic()
+        if lost * _DOUBT_SHARE < more + lost or now_s - self._doubted_s < _DOUBT_S:
+            return False
+        self._doubted_s = now_s
+        share = 100 * lost // (more + lost)
+        if self._holds():
+            self.notes.append(
+                f"{share} % of netfilter's drops had no place; the rung was proved again"
+            )
+            return False
+        self._step_down(f"{share} % of the drops had no place, and known drops were named wrong")
+        return True
+
+    def _holds(self) -> bool:
+        def again() -> Proof:
+            ground = self._lay_range(_AGAIN_S)
+            rung = self._standing
+            with ExitStack() as stack:
+                if isinstance(rung, LinkRung):
+                    rung.cover_here()
+                    stack.callback(rung.forget_here)
+                return prove(
+                    self._loaded,
+                    ground.shots,
+                    ground.mark,
+                    ground.deadline,
+                    knows_handle=rung.knows_handle,
+                )
+
+        try:
+            return self.found.sites <= aside(again).right
+        except (NftraceError, OSError) as exc:
+            self.notes.append(f"the rung {self.rung} could not be proved again: {exc}")
+            return True
+
+    def _step_down(self, why: str) -> None:
+        former = self.rung
+        self.why[former] = why
+        self.detach()
+        self._standing.close()
+        self._stand(ReasonRung())
+        try:
+            aside(lambda: self._descend(self._lay_range(_AGAIN_S)))
+        except (NftraceError, OSError) as exc:
+            self.notes.append(f"no rung below {former} could be proved: {exc}")
+        self._cover()
+        self.attach()
+        self.notes.append(f"stepped down from {former} to {self.rung}: {why}")
+
+    def _descend(self, ground: _Range) -> None:
+        while self._below:
+            rung = self._below.pop(0)
+            proof = self._try(rung, ground)
+            if proof is not None and proof.right == proof.aimed:
+                self._settle(rung, proof)
+                return
+            rung.close()
+
+    def close(self) -> None:
+        """Detach and unlink everything; harmless when repeated."""
+        self.detach()
+        self._standing.close()
