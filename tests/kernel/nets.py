@@ -483,6 +483,11 @@ def require(capability: str) -> None:
         pytest.skip(f"needs {capability}: {missing}")
 
 
+def has_capability(capability: str) -> bool:
+    """Tell whether this kernel has *capability* (a key of probes.PROBES)."""
+    return probes.find_missing(capability) is None
+
+
 def nftrace(ns: str, *args: str, **kwargs: object) -> subprocess.CompletedProcess[str]:
     """Run this checkout's nftrace in *ns* as a user would; not checked, see returncode."""
     options: dict[str, object] = {"check": False, **kwargs}

@@ -107,6 +107,11 @@ def _bridge() -> str | None:
     return _command(*add, undo=("ip", "link", "delete", "probe"))
 
 
+def _br_netfilter() -> str | None:
+    path = Path("/proc/sys/net/bridge/bridge-nf-call-iptables")
+    return None if path.exists() else f"{path} does not exist (CONFIG_BRIDGE_NETFILTER)"
+
+
 def _ipset() -> str | None:
     add = ("ipset", "create", "probe", "hash:ip")
     return _command(*add, undo=("ipset", "destroy", "probe"))
@@ -142,6 +147,7 @@ def _command(
 
 PROBES: dict[str, Callable[[], str | None]] = {
     "bpf_netfilter": _bpf_netfilter,
+    "br_netfilter": _br_netfilter,
     "bridge": _bridge,
     "btf": _btf,
     "ipset": _ipset,

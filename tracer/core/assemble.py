@@ -9,7 +9,8 @@ where the kernel's order is known:
 1. nft events with one trace id are cut where a journey must have begun: the event before
    ended its packet; or the event carries headers (it is a base chain's first) and stands
    at an earlier hook or priority than the last such one, or in the same chain again, or
-   has another fingerprint (`tracer.core.fingerprint`: what NAT leaves alone).
+   has another fingerprint (`tracer.core.fingerprint`: what NAT leaves alone). Where a
+   bridge hands a packet up to ip its id changes: the two parts are joined by fingerprint.
 2. A legacy event joins the latest nft journey with its fingerprint: our arming rule lets
    each traced packet begin with an nft event. Where no nft journey has the fingerprint,
    legacy events are cut among themselves by the same argument.

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from tracer.core.bridges import Parts, join_handed_up, start_in_turn
 from tracer.core.events import LEGACY, NO_PACKET
 from tracer.core.overlaps import take_apart
 from tracer.core.step_book import NO_RANK
@@ -46,6 +47,9 @@ def assign(
         until = _find_until(nft[start], events["trace_id"][nft[start]])
         # NAT never changes it; but events without headers have none.
         fingerprint[nft] = fingerprint[nft[start]][owner[nft]]
+        if book.is_bridge[events["step"]].any():
+            parts = Parts.find(events, fingerprint, nft, start, book)
+            owner[nft] = join_handed_up(parts, until)[owner[nft]]
     if len(nft) < len(events):
         owner = _join_legacy(_sort(events, packets, fingerprint, owner, until, book))
     return _numbered_by_start(owner)
@@ -76,6 +80,9 @@ def _find_starts(
     start[now] |= (trace_id[now] == trace_id[before]) & (fingerprint[now] != fingerprint[before])
     # Chains of ours behind the first stand beside the ruleset's order, not in it.
     placed = headed[book.is_placed[step[headed]]]
+    if book.is_bridge[step[placed]].any():
+        start_in_turn(start, placed, step, book)
+        return start
     now, before = placed[1:], placed[:-1]
     rank, chain, number = book.rank[step], book.chain[step], np.cumsum(start)
     again = (rank[now] == rank[before]) & (chain[now] == chain[before])
@@ -156,10 +163,12 @@ def _join_legacy(alike: _Alike) -> npt.NDArray[np.int64]:
 
 def _find_alone(alike: _Alike, legacy: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
     """Tell which legacy events begin a journey: no nft event did."""
-    rank = alike.book.rank[alike.events["step"][alike.position]]
-    ranked = _latest(rank != NO_RANK)
+    step = alike.events["step"][alike.position]
+    rank = alike.book.rank[step]
+    # A bridge's place says nothing about that in ip's tables.
+    ranked = _latest((rank != NO_RANK) & ~alike.book.is_bridge[step])[:-1]
     earlier = np.zeros(len(rank), np.bool_)
-    earlier[1:] = rank[1:] < rank[np.maximum(ranked[:-1], 0)]
+    earlier[1:] = (ranked >= _latest(alike.is_first)[:-1]) & (rank[1:] < rank[ranked])
     return legacy & (alike.is_first | alike.is_behind_end | earlier)
 
 

@@ -123,7 +123,9 @@ class _Apart:
         journey.taken += 1
         if endpoints is not None:
             journey.endpoints = endpoints
-            journey.rank = max(journey.rank, rank)
+            # A bridge's place says nothing about that in ip's tables.
+            if not self._book.is_bridge[step]:
+                journey.rank = max(journey.rank, rank)
         if self._book.is_final[step] or self._book.is_last[step]:
             del self._open[journey.number]
         return journey.number

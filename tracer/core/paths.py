@@ -85,7 +85,8 @@ class PathBook:
         changed = changed_events(events, journeys.packets, owner)
         is_changed = np.zeros(count, np.bool_)
         is_changed[owner[changed]] = True
-        iif, oif = _devices(events, owner, bounds)
+        below = self._book.is_below[events["step"]]
+        iif, oif = _devices(events, owner, below, bounds)
         last = events["step"][bounds[1:] - 1]
         volatile = is_changed | self._book.is_queue[last]
         columns = (edges[:-1].tolist(), edges[1:].tolist(), iif, oif, last.tolist())
@@ -187,11 +188,24 @@ def _frozen(changes: Mapping[int, Mapping[str, Change]]) -> tuple[object, ...]:
 
 
 def _devices(
-    events: npt.NDArray[np.void], owner: npt.NDArray[np.int64], bounds: npt.NDArray[np.int64]
+    events: npt.NDArray[np.void],
+    owner: npt.NDArray[np.int64],
+    below: npt.NDArray[np.bool_],
+    bounds: npt.NDArray[np.int64],
 ) -> tuple[list[int], list[int]]:
-    """Return each journey's first input device and last output device, 0 for none."""
-    iif = np.maximum.reduceat(events["iif"], bounds[:-1])
-    oif = np.zeros(len(bounds) - 1, np.uint32)
-    out = np.flatnonzero((events["packet"] != NO_PACKET) & (events["oif"] != 0))
-    oif[owner[out]] = events["oif"][out]  # of several, the last assignment stays
+    """
+    Return each journey's input device and output device, 0 for none.
+
+    In is the device that ip's rules see, as a filter names it: the bridge, not its port. Out
+    is the last one that the packet was given to. *below*: events of bridge and netdev.
+    """
+    iif, oif = np.zeros((2, len(bounds) - 1), np.uint32)
+    carried = events["packet"] != NO_PACKET
+    into = np.flatnonzero(carried & (events["iif"] != 0))[::-1]
+    out = np.flatnonzero(carried & (events["oif"] != 0))
+    # Of several the last assignment stays.
+    for rows in (into[below[into]], into[~below[into]]):
+        iif[owner[rows]] = events["iif"][rows]
+    for rows in (out[~below[out]], out[below[out]]):
+        oif[owner[rows]] = events["oif"][rows]
     return iif.tolist(), oif.tolist()

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from tracer.core.ruleset import Chain, Ruleset
     from tracer.core.trace_steps import StepTable, TraceStep
 
-__all__ = ["NO_RANK", "ResolvedStep", "StepBook"]
+__all__ = ["BEHIND_PREROUTING", "NO_RANK", "ResolvedStep", "StepBook"]
 
 #: `rank` of a step in a chain that is no base chain, or in one that is not known.
 NO_RANK = -(1 << 62)
@@ -35,6 +35,8 @@ _LEVEL = 1 << 33  # hooks are further apart than any two priorities
 
 # Where a packet can be, in the order in which it can be there. A packet that a bridge
 # hands up passes the bridge's hooks first, one that leaves by a bridge passes them last.
+# br_netfilter mixes the two: bridge and ip each keep their own order, and that between a
+# step of the one and a step of the other says nothing.
 _IP_ORDER = {
     "ingress": 0,
     "prerouting": 3,
@@ -45,6 +47,9 @@ _IP_ORDER = {
     "egress": 9,
 }
 _BRIDGE_ORDER = {"prerouting": 1, "input": 2, "forward": 6, "output": 7, "postrouting": 8}
+#: Above every `rank` up to ip's prerouting, a bridge's input included.
+BEHIND_PREROUTING = _IP_ORDER["prerouting"] * _LEVEL + _LEVEL // 2
+
 # Where the chain stands in which we switch tracing on, by its table's family.
 _FIRST_LEVELS = {"netdev": _IP_ORDER["ingress"], "bridge": _BRIDGE_ORDER["prerouting"]}
 
@@ -132,6 +137,8 @@ class StepBook:
         self.is_shown = np.zeros(0, np.bool_)
         self.is_queue = np.zeros(0, np.bool_)
         self.is_placed = np.zeros(0, np.bool_)
+        self.is_bridge = np.zeros(0, np.bool_)
+        self.is_below = np.zeros(0, np.bool_)
 
     @property
     def ruleset(self) -> Ruleset:
@@ -163,6 +170,8 @@ class StepBook:
             "is_queue": [step.verdict is Verdict.QUEUE for step in fresh],
             "is_first": first,
             "is_last": last,
+            "is_bridge": [step.family == "bridge" for step in fresh],
+            "is_below": [step.family in ("bridge", "netdev") for step in fresh],
             "is_placed": [
                 one or not (mine or rank == NO_RANK)
                 for one, mine, rank in zip(first, own, ranks, strict=True)
