@@ -14,6 +14,7 @@ from rich.live import Live
 from tracer.cli.drop_names import RuleNames
 from tracer.cli.drop_table import DropRow, render_json, render_table
 from tracer.cli.options import namespaces_of
+from tracer.cli.remote import ask_daemon, daemon_option, wants_daemon
 from tracer.cli.run import Interrupts
 from tracer.cli.theme import make_console
 from tracer.core.drop_talkers import Talkers
@@ -60,8 +61,11 @@ _SAMPLE = 100
 )
 @click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text")
 @click.option("--color", type=click.Choice(["auto", "always", "never"]), default="auto")
+@daemon_option
 def drops(**words: Any) -> int:  # noqa: ANN401 - click hands over what its options say
     """Show where packets die on this machine, live: rule, policy, or the kernel's reason."""
+    if wants_daemon(words):
+        return ask_daemon("drops", words, "seeing drops needs root")
     if os.geteuid() != 0:
         message = "seeing drops needs root (CAP_BPF, CAP_PERFMON, CAP_NET_ADMIN)"
         raise KernelRefusedError(message, "run it with sudo")

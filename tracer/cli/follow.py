@@ -18,6 +18,7 @@ import click
 from exporters.pcapng import PcapngWriter
 from tracer.cli.options import filter_options, namespaces_of, read_filter
 from tracer.cli.passed_over import PassedOver
+from tracer.cli.remote import ask_daemon, daemon_option, wants_daemon
 from tracer.cli.render import JourneyPrinter
 from tracer.cli.run import FollowRun, Interrupts
 from tracer.cli.sinks import CompactSink, JsonSink, Names, PcapSink, SummarySink, TextSink
@@ -44,6 +45,7 @@ _INTERRUPTED = 130
 
 @click.command()
 @filter_options
+@daemon_option
 @click.option("--both", is_flag=True, help="show the replies, too")
 @click.option(
     "-o",
@@ -85,6 +87,8 @@ _INTERRUPTED = 130
 def follow(**words: Any) -> int:  # noqa: ANN401 - click hands over what its options say
     """Tell each matching packet's way through netfilter, live: every rule, and its end."""
     wanted = read_filter(words)
+    if wants_daemon(words):
+        return ask_daemon("follow", words, "following packets needs root")
     if os.geteuid() != 0:
         message = "following packets needs root (CAP_NET_ADMIN, CAP_SYS_ADMIN)"
         raise KernelRefusedError(message, "run it with sudo")

@@ -14,6 +14,7 @@ is not asked for is counted under the bound that kept us from it.
 from __future__ import annotations
 
 import resource
+import secrets
 import time
 from collections import Counter
 from dataclasses import dataclass, field, replace
@@ -33,6 +34,7 @@ from tracer.core.flow_classes import (
     class_keys,
     flow_keys,
 )
+from tracer.core.health import Exemplar
 from tracer.core.journey import EndingKind
 from tracer.errors import NftraceError
 from tracer.pipeline import choose
@@ -63,6 +65,9 @@ _REFUSED_S = 30.0
 _LINGER_S = 1.0
 #: Rules by namespace that packets are counted for; more are counted together.
 _ATTRIBUTED_MAX = 16_384
+
+#: Rules whose last traced packet is remembered.
+_EXEMPLARS_MAX = 1024
 
 _ENDED = (EndingKind.DROPPED, EndingKind.REJECTED)
 _FAMILIES = {None, "inet", "ip", "ip6"}
@@ -161,7 +166,10 @@ class Namer:
     ) -> None:
         self.counts = NamingCounts()
         self.answers = Answers(settings.answers)
+        self.exemplars: dict[tuple[int, RuleAnswer], Exemplar] = {}
         self.resisted: list[str] = []
+        self._run = secrets.token_hex(5)
+        self._journeys = 0
         self._settings = settings
         self._pool = pool
         self._log = log
@@ -412,6 +420,7 @@ class Namer:
             self.counts.named += 1
             self.answers.remember(waited.key, answer)
             self._attribute(waited.kind, answer, waited.died)
+            journey = self._exemplify(space, waited.kind, answer)
             self._log.info(
                 "rule_named",
                 netns=space.namespace.name,
@@ -421,7 +430,29 @@ class Namer:
                 rule=answer.rule,
                 handle=answer.handle,
                 text=answer.text,
+                journey=journey,
             )
+
+    def _exemplify(self, space: _Space, kind: DropCount, answer: RuleAnswer) -> str:
+        """Keep the traced packet as the example of its rule; return its journey's id."""
+        self._journeys += 1
+        journey = f"{self._run}-{self._journeys}"
+        self.exemplars[space.namespace.inode, answer] = Exemplar(
+            space.namespace.name,
+            journey,
+            time.time(),
+            kind.reason,
+            answer.hook,
+            answer.engine,
+            answer.family,
+            answer.table,
+            answer.chain,
+            answer.rule,
+            answer.handle,
+        )
+        if len(self.exemplars) > _EXEMPLARS_MAX:
+            del self.exemplars[next(iter(self.exemplars))]
+        return journey
 
     def _end(self, space: _Space, over: Iterable[_Waiting], bound: str | None) -> None:
         for one in over:

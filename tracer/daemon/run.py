@@ -12,11 +12,17 @@ import signal
 import socket
 import time
 from contextlib import ExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from exporters.prometheus import Exporter, serve
+from tracer import __version__
+from tracer.core.expected import parse_expected
+from tracer.daemon.control import ControlServer
 from tracer.daemon.messages import Messages
 from tracer.daemon.notify import Notifier
 from tracer.daemon.privileges import NEEDED, keep_capabilities
+from tracer.daemon.readings import DaemonReadings, TotalsFile
 from tracer.daemon.settings import Settings
 from tracer.daemon.settings_file import read_settings
 from tracer.daemon.watch import Watch
@@ -24,7 +30,6 @@ from tracer.errors import UsageError
 from tracer.sources.nf_log import repair
 
 if TYPE_CHECKING:
-    from pathlib import Path
     from types import FrameType
     from typing import Self
 
@@ -83,8 +88,6 @@ class Daemon:
         self._settings = self._read()
         self._messages = Messages(self._settings.messages)
         self._notifier = Notifier(os.environ)
-        self.reloads = 0
-        self.refused_reloads = 0
 
     def _read(self) -> Settings:
         return Settings() if self._path is None else read_settings(self._path)
@@ -93,23 +96,70 @@ class Daemon:
         """
         Watch until told to end; return the exit status.
 
-        Errors: KernelUnsupportedError, KernelRefusedError, OutputError from the start.
+        Errors: KernelUnsupportedError, KernelRefusedError, UsageError and OutputError from
+        the start; what was opened is closed then.
         """
         log = self._messages.log
         for line in repair():
             log.warning("repaired_after_an_earlier_run", what=line)
         with ExitStack() as stack:
             signals = stack.enter_context(_Signals())
+            control = self._bind_control()
+            if control is not None:
+                stack.callback(control.stop)
             watch = Watch(self._settings, self._messages)
             stack.callback(self._close, watch)
             watch.open()
             watch.wake_on(signals.waker)
+            # Before there are other threads, which would keep what this one gives back.
             keep_capabilities(NEEDED)
+            self._readings = DaemonReadings(watch, self._messages, control)
+            self._serve(stack)
+            if control is not None:
+                control.start()
             self._notifier.ready()
             log.info("ready", pid=os.getpid())
             self._turn(watch, signals)
             self._notifier.stopping()
         return 0
+
+    def _bind_control(self) -> ControlServer | None:
+        if not self._settings.control.enabled:
+            return None
+        control = ControlServer(self._settings.control, self._messages.log)
+        control.bind()
+        return control
+
+    def _serve(self, stack: ExitStack) -> None:
+        """Begin to serve the metrics."""
+        settings = self._settings.metrics
+        totals = TotalsFile(Path(settings.totals), self._messages) if settings.totals else None
+        if totals is not None:
+            totals.prepare()
+        self._exporter = Exporter(
+            self._readings,
+            expected=parse_expected(self._settings.expected),
+            every_rule=settings.every_rule,
+            version=__version__,
+            kernel=os.uname().release,
+            keep=None if totals is None else totals.keep,
+        )
+        kept = totals.load() if totals is not None else None
+        if kept is not None:
+            try:
+                self._exporter.restore(kept)
+            except ValueError as exc:
+                self._messages.log.warning("totals_unread", why=str(exc), then="they begin anew")
+        served = serve(
+            self._exporter,
+            settings.address,
+            settings.port,
+            certificate=settings.certificate,
+            key=settings.key,
+            client_ca=settings.client_ca,
+        )
+        stack.callback(served.stop)
+        self._messages.log.info("metrics_served", address=served.address, port=served.port)
 
     def _turn(self, watch: Watch, signals: _Signals) -> None:
         while True:
@@ -126,7 +176,7 @@ class Daemon:
         try:
             settings = self._read()
         except UsageError as exc:
-            self.refused_reloads += 1
+            self._readings.refused_reloads += 1
             self._messages.log.error(  # noqa: TRY400 - no traceback for a typing error
                 "configuration_refused", why=str(exc), kept="the former one"
             )
@@ -135,7 +185,6 @@ class Daemon:
         self._notifier.ready()
 
     def _apply(self, watch: Watch, settings: Settings) -> None:
-        self.reloads += 1
         before, self._settings = self._settings, settings
         if settings.messages != before.messages:
             self._messages = Messages(settings.messages)
@@ -146,6 +195,8 @@ class Daemon:
         if kept:
             log.warning("restart_needed", settings=kept)
         watch.apply(settings, self._messages)
+        self._readings.messages = self._messages
+        self._exporter.expected = parse_expected(settings.expected)
         log.info("configuration_read", file=str(self._path))
 
     def _close(self, watch: Watch) -> None:

@@ -7,6 +7,7 @@ in its checks and in `--print-config` without more.
 
 from __future__ import annotations
 
+from collections.abc import Mapping  # noqa: TC003 - a dataclass field
 from dataclasses import dataclass, field
 from typing import NamedTuple, TypeVar
 
@@ -83,6 +84,10 @@ class MetricSettings:
     key: str = _setting("the certificate's key, a PEM file", default="")
     client_ca: str = _setting(
         "a PEM file: only clients whose certificate it signed are answered", default=""
+    )
+    totals: str = _setting(
+        "where the counters' totals are kept, so that they go on after a restart; empty keeps none",
+        default="/run/nftrace/totals.json",
     )
     every_rule: bool = _setting(
         "counters of rules that drop nothing, too: one series each, so it is your choice",
@@ -191,10 +196,11 @@ class MessageSettings:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """All of it; *source* is the file's name, for messages, None for the defaults."""
+    """All of it; *expected* are the drops that are meant, as `parse_expected` takes them."""
 
     watch: WatchSettings = field(default_factory=WatchSettings)
     metrics: MetricSettings = field(default_factory=MetricSettings)
     trace: TraceSettings = field(default_factory=TraceSettings)
     control: ControlSettings = field(default_factory=ControlSettings)
     messages: MessageSettings = field(default_factory=MessageSettings)
+    expected: tuple[Mapping[str, object], ...] = ()

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
+from tracer.core.expected import parse_expected
 from tracer.daemon.settings import Settings
 from tracer.errors import UsageError
 
@@ -27,6 +28,15 @@ __all__ = ["parse_settings", "read_settings", "render_settings"]
 #: A configuration is written by hand; more than this is another file.
 _BYTES_MAX = 1 << 20
 _WIDTH = 88
+_EXPECTED = """\
+# Drops that are meant to happen: each entry names some of netns, engine, family, table,
+# chain, text, comment and reason, by patterns: * is any run of characters, and a pattern
+# that begins with ~ is a regular expression. Alerts look at the others.
+#
+# [[expected]]
+# netns = "vr1"
+# comment = "*scanners*"
+"""
 
 _WORDS = {
     "str": "a string in quotes",
@@ -74,9 +84,12 @@ def parse_settings(text: str, name: str) -> Settings:
         raise UsageError(message, "see `nftrace daemon --print-config`") from exc
     default = Settings()
     sections: dict[str, Any] = {}
-    known = [one.name for one in fields(default)]
+    known = [one.name for one in fields(default) if one.name != "expected"]
     for section, values in found.items():
         place = f"{name}:{_find_line(text, section, None)}"
+        if section == "expected":
+            sections[section] = _read_expected(values, place)
+            continue
         if section not in known:
             message = f"{place}: there is no setting {section!r}"
             raise UsageError(message, f"give one of [{'], ['.join(known)}]")
@@ -89,6 +102,17 @@ def parse_settings(text: str, name: str) -> Settings:
     settings = replace(default, **sections)
     _check_together(settings, text, name)
     return settings
+
+
+def _read_expected(entries: object, place: str) -> tuple[Mapping[str, object], ...]:
+    """Return the entries of [[expected]], each proved to be understood."""
+    if not isinstance(entries, list) or not all(isinstance(one, Mapping) for one in entries):
+        raise UsageError(f"{place}: 'expected' is a list", "write [[expected]] above each entry")
+    try:
+        parse_expected(entries)
+    except UsageError as exc:
+        raise UsageError(f"{place}: {exc.message}", exc.remedy) from exc
+    return tuple(entries)
 
 
 def _check_section(
@@ -178,6 +202,8 @@ def render_settings(settings: Settings) -> str:
     """Print *settings* as TOML that `parse_settings` reads back, each below its reason."""
     parts = []
     for section in fields(settings):
+        if section.name == "expected":
+            continue
         made = getattr(settings, section.name)
         lines = [f"# {type(made).__doc__}", f"[{section.name}]"]
         for one in fields(made):
@@ -190,7 +216,12 @@ def render_settings(settings: Settings) -> str:
             )
             lines.append(f"{one.name} = {_render_value(getattr(made, one.name))}")
         parts.append("\n".join(lines) + "\n")
-    return "\n".join(parts)
+    return "\n".join([*parts, _EXPECTED, *map(_render_entry, settings.expected)])
+
+
+def _render_entry(entry: Mapping[str, object]) -> str:
+    lines = [f"{_quote(key)} = {_render_value(value)}" for key, value in entry.items()]
+    return "\n".join(["[[expected]]", *lines, ""])
 
 
 def _render_range(rule: Rule) -> str:

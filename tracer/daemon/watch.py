@@ -23,6 +23,7 @@ from tracer.sources.drops import DropSource, Mode
 
 if TYPE_CHECKING:
     from tracer.core.drops import DropCount
+    from tracer.core.health import Exemplar
     from tracer.daemon.messages import Messages
     from tracer.daemon.naming import NamingCounts
     from tracer.daemon.settings import Settings
@@ -188,6 +189,15 @@ class Watch:
                 self._busy_s,
                 self._recorded,
             )
+
+    def namespaces(self) -> list[Netns]:
+        """Return the namespaces that are watched now; any thread may ask."""
+        return list(self._namespaces.known.values())
+
+    def exemplars(self) -> list[Exemplar]:
+        """Return the last packet that was traced to each rule; any thread may ask."""
+        with self._lock:
+            return list(self._namer.exemplars.values())
 
     def _is_watched(self, row: DropCount) -> bool:
         return row.netns in self._namespaces.known or "all" in self._settings.watch.namespaces

@@ -1,0 +1,122 @@
+"""Asking a running daemon, so that one need not be root."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from tracer.cli.run import Interrupts
+from tracer.errors import KernelRefusedError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["ask_daemon", "daemon_option", "wants_daemon"]
+
+#: Where a daemon listens unless its configuration says otherwise; $NFTRACE_SOCKET names
+#: another.
+DEFAULT_SOCKET = "/run/nftrace/nftrace.sock"
+#: The parameters whose word on the command line is another.
+_WORDS = {"in_device": "in", "out_device": "out"}
+#: What is told apart from the words, or stays here.
+_LEFT_OUT = ("color", "daemon", "buffer_mb", "ends", "rung")
+#: What only one who works alone can have.
+_ALONE = {"pcap": "--pcap", "rung": "--rung"}
+_READ_BYTES = 65_536
+_TICK_S = 0.2
+#: An answer is a piece of a follower's output, escaped.
+_ANSWER_BYTES_MAX = 1 << 20
+
+daemon_option = click.option(
+    "--daemon/--no-daemon",
+    default=None,
+    help="ask the running daemon (default: where one runs and you are not root)",
+)
+
+
+def wants_daemon(words: Mapping[str, Any]) -> bool:
+    """Tell whether the daemon is to be asked: on demand, or where we are not root."""
+    asked = words["daemon"]
+    return os.geteuid() != 0 if asked is None else bool(asked)
+
+
+def ask_daemon(do: str, words: Mapping[str, Any], needs: str) -> int:
+    """
+    Have the daemon do it, show what it says, and return the exit status.
+
+    *needs* says what working alone would take, for one who can do neither.
+    Errors: KernelRefusedError where no daemon answers, UsageError for what it cannot do.
+    """
+    for name, option in _ALONE.items():
+        if words.get(name) is not None:
+            raise UsageError(f"{option} cannot be had from the daemon", "run as root for that")
+    with _connect(needs) as connection, Interrupts() as interrupts:
+        connection.sendall(_request(do, words))
+        connection.settimeout(_TICK_S)
+        pending, has_stopped = b"", False
+        while True:
+            if interrupts.reason is not None and not has_stopped:
+                has_stopped = True
+                connection.sendall(b'{"do": "stop"}\n')
+            try:
+                came = connection.recv(_READ_BYTES)
+            except TimeoutError:
+                continue
+            pending += came
+            *lines, pending = pending.split(b"\n")
+            for line in lines:
+                status = _show(line)
+                if status is not None:
+                    return status
+            if not came or len(pending) > _ANSWER_BYTES_MAX:
+                raise KernelRefusedError("the daemon went away", "see its journal, and try again")
+
+
+def _connect(needs: str) -> socket.socket:
+    path = os.environ.get("NFTRACE_SOCKET", DEFAULT_SOCKET)
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    try:
+        connection.connect(path)
+    except PermissionError as exc:
+        connection.close()
+        message = f"{needs}, and {path} is not open to you"
+        raise KernelRefusedError(message, "run it with sudo, or join group nftrace") from exc
+    except OSError as exc:
+        connection.close()
+        message = f"{needs}, and no daemon answers at {path} ({exc.strerror})"
+        raise KernelRefusedError(message, "run it with sudo, or start `nftrace daemon`") from exc
+    return connection
+
+
+def _request(do: str, words: Mapping[str, Any]) -> bytes:
+    asked: dict[str, object] = {}
+    for name, value in words.items():
+        if name in _LEFT_OUT or value is None or value is False or value == ():
+            continue
+        asked[_WORDS.get(name, name)] = list(value) if isinstance(value, tuple) else value
+    color = words["color"] == "always" or (words["color"] == "auto" and sys.stdout.isatty())
+    columns = min(1000, max(20, shutil.get_terminal_size().columns))
+    request = {"do": do, "words": asked, "columns": columns, "color": color}
+    return json.dumps(request).encode() + b"\n"
+
+
+def _show(line: bytes) -> int | None:
+    """Show one answer; return the exit status where it was the last."""
+    try:
+        answer = json.loads(line)
+        end, out, err = (answer.get(name) for name in ("end", "out", "err"))
+    except (ValueError, AttributeError, RecursionError) as exc:
+        message = "what answers is no nftrace daemon"
+        raise KernelRefusedError(message, "see $NFTRACE_SOCKET") from exc
+    if isinstance(out, str):
+        sys.stdout.write(out)
+        sys.stdout.flush()
+    if isinstance(err, str):
+        click.echo(err, err=True, nl=False)
+    return end if isinstance(end, int) else None
