@@ -42,7 +42,7 @@ def _ends(live: Live) -> dict[tuple[Any, ...], int]:
     return dict(found)
 
 
-def _follow(*words: str, ns: str = "r", ends: str = "auto") -> Any:  # noqa: ANN401 - a context
+def _follow(*words: str, ns: str = "r", ends: str = "wait") -> Any:  # noqa: ANN401 - a context
     return follow(ns, "--ends", ends, *words)
 
 
@@ -197,7 +197,7 @@ def test_one_packet_through_two_namespaces_has_two_ends() -> None:
     words = ("--netns", "r", "--netns", "b", "--dst", _B, "--dport", "7114")
     with (
         nets.udp_listener("b", 7114),
-        follow("r", "--ends", "auto", *words, armed_in=("r", "b")) as live,
+        follow("r", "--ends", "wait", *words, armed_in=("r", "b")) as live,
     ):
         nets.send_udp("a", _B, 7114, 13)
     by_place = Counter((one["netns"], one["ending"]["kind"]) for one in live.journeys)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 import select
 import socket
 import sys
@@ -27,7 +26,7 @@ from tracer.core.summary import SummaryBuilder
 from tracer.errors import KernelRefusedError, OutputError, UsageError
 from tracer.settle import MAX_RATE
 from tracer.sources.follow import Follow, FollowOptions
-from tracer.sources.nf_log import repair
+from tracer.sources.nf_log import repair, started_at
 from tracer.sources.trace_socket import DEFAULT_BUFFER
 
 if TYPE_CHECKING:
@@ -41,6 +40,9 @@ if TYPE_CHECKING:
 __all__ = ["build_summary", "follow", "new_names", "note_ends"]
 
 _INTERRUPTED = 130
+#: So long after its start a follow is armed, whether it sees ends by then or not: packets
+#: that are missed are worse than ends that are.
+_PATIENCE_S = 0.6
 
 
 @click.command()
@@ -80,9 +82,10 @@ _INTERRUPTED = 130
 )
 @click.option(
     "--ends",
-    type=click.Choice(["auto", "off"]),
+    type=click.Choice(["auto", "wait", "off"]),
     default="auto",
-    help="see by eBPF what becomes of packets after their last rule (default: auto)",
+    help="see by eBPF what becomes of packets after their last rule; wait: follow none"
+    " before that works (default: auto, which waits half a second)",
 )
 def follow(**words: Any) -> int:  # noqa: ANN401 - click hands over what its options say
     """Tell each matching packet's way through netfilter, live: every rule, and its end."""
@@ -100,7 +103,8 @@ def follow(**words: Any) -> int:  # noqa: ANN401 - click hands over what its opt
         words["both"],
         words["rate"],
         words["buffer_mb"] << 20,
-        ends=words["ends"] == "auto",
+        ends=words["ends"] != "off",
+        ends_by_s=_find_deadline_s() if words["ends"] == "auto" else None,
         skip_refused="all" in words["netns"],
     )
     with ExitStack() as stack:
@@ -132,9 +136,17 @@ def follow(**words: Any) -> int:  # noqa: ANN401 - click hands over what its opt
     return 0 if summary.packets else 1
 
 
+def _find_deadline_s() -> float:
+    """Return until when, by the monotonic clock, arming may wait for what sees ends."""
+    lived_s = time.clock_gettime(time.CLOCK_BOOTTIME) - (
+        (started_at(os.getpid()) or 0) / os.sysconf("SC_CLK_TCK")
+    )
+    return time.monotonic() + _PATIENCE_S - lived_s
+
+
 def new_names() -> Names:
     """Return this run's names: the host's, and a prefix for ids that no other run has."""
-    return Names(socket.gethostname(), secrets.token_hex(5))
+    return Names(socket.gethostname(), os.urandom(5).hex())
 
 
 def build_summary(session: Follow, builder: SummaryBuilder, reason: str) -> Summary:
@@ -160,8 +172,8 @@ def note_ends(session: Follow, run: FollowRun, builder: SummaryBuilder) -> None:
         builder.note(f"{lost} end events lost: some ends were not observed")
     if run.unseen_ends:
         builder.note(
-            f"{run.unseen_ends} ends not seen;"
-            f" above {MAX_RATE} packets a second nobody looks for them"
+            f"{run.unseen_ends} ends not seen; nobody looks for them"
+            f" above {MAX_RATE} packets a second, or in the first moments"
         )
 
 

@@ -11,6 +11,7 @@ import signal
 import time
 from typing import TYPE_CHECKING
 
+from tracer.core.paths import NOT_OBSERVED
 from tracer.pipeline import choose
 from tracer.settle import Settler
 
@@ -96,9 +97,9 @@ class FollowRun:
         self._both = both
         self._count = count
         self._shown = 0
+        self._early_ends = 0
         self._settler: Settler[NamespaceTrace] | None = None
-        if follow.ends is not None and follow.ends.is_open:
-            self._settler = Settler(follow.ends)
+        self._look_for_ends()
         self._selector = selectors.DefaultSelector()
         for trace in follow.traces:
             self._selector.register(trace.socket, selectors.EVENT_READ, trace)
@@ -113,6 +114,7 @@ class FollowRun:
                 return "count reached"
             ready = self._selector.select(_PAUSE_S if self._is_waiting else _TICK_S)
             now_ns = time.time_ns()
+            self._look_for_ends()
             largest = max((self._read(key.data) for key, _ in ready), default=0)
             for trace in self._follow.traces:
                 self._take(trace.advance())
@@ -140,6 +142,11 @@ class FollowRun:
                 break
         return count
 
+    def _look_for_ends(self) -> None:
+        ends = self._follow.ends
+        if self._settler is None and ends is not None and ends.poll() and ends.is_open:
+            self._settler = Settler(ends)
+
     def _take(self, told: Sequence[Told]) -> None:
         for one in told:
             chosen = choose(
@@ -150,10 +157,17 @@ class FollowRun:
                 device=one.trace.device,
             )
             if self._settler is None:
+                self._count_early(chosen)
                 self._show(one.trace, chosen)
             elif len(chosen):
                 trace = one.trace
                 self._settler.add(trace, trace.namespace.inode, trace.device, chosen)
+
+    def _count_early(self, chosen: Chosen) -> None:
+        """Count the ends that nobody sees because their watching is still being loaded."""
+        if self._follow.ends is not None and not self._follow.ends.poll():
+            reasons = [path.ending.reason for path in chosen.paths]
+            self._early_ends += reasons.count(NOT_OBSERVED)
 
     @property
     def _is_waiting(self) -> bool:
@@ -162,7 +176,8 @@ class FollowRun:
     @property
     def unseen_ends(self) -> int:
         """How many journeys' ends were not seen although somebody watched."""
-        return 0 if self._settler is None else self._settler.unseen
+        seen_late = 0 if self._settler is None else self._settler.unseen
+        return self._early_ends + seen_late
 
     def _settle(self, now_ns: int) -> None:
         if self._settler is not None:

@@ -7,6 +7,8 @@ is followed all the same: `notes` say what is not seen then.
 
 from __future__ import annotations
 
+import time
+from concurrent.futures import wait
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -42,7 +44,7 @@ class EndWatch:
     The ends of followed packets in some namespaces.
 
     `start()`, then `arm()` as often as there is more to watch, then `read()`. *notes*
-    say what cannot be seen.
+    say what cannot be seen. Loading goes on beside all this, until `poll()` says so.
     """
 
     def __init__(self, namespaces: Sequence[Netns]) -> None:
@@ -61,16 +63,30 @@ class EndWatch:
 
     def arm(self, boxes: Iterable[Headers], shared: Iterable[Headers] = ()) -> None:
         """
-        Watch the packets of *boxes* as well, from now on.
+        Watch the packets of *boxes* as well, from now on or from when loading is over.
 
-        Those of *shared* are watched while they are not too many. Waits
-        until loading is over. Does not raise where ends cannot be watched.
+        Those of *shared* are watched while they are not too many. Does not raise where ends
+        cannot be watched.
         """
-        self._wait()
-        if not self._is_open:
-            return
         self._boxes += boxes
         self._shared += shared
+        if self._is_open:
+            self._watch()
+
+    def wait(self, until_s: float | None = None) -> None:
+        """Wait until loading is over, or the monotonic clock says *until_s*."""
+        if self._loading is not None:
+            left_s = None if until_s is None else max(0.0, until_s - time.monotonic())
+            wait((self._loading,), left_s)
+            self.poll()
+
+    def poll(self) -> bool:
+        """Begin to watch if loading is over by now; return whether it is."""
+        if self._loading is not None and self._loading.done():
+            self._finish_loading()
+        return self._loading is None
+
+    def _watch(self) -> None:
         made = make_filters([*self._boxes, *self._shared], MATCHES_MAX)
         self._filters = made.filters
         if made.is_cut and _CUT not in self.notes:
@@ -120,12 +136,12 @@ class EndWatch:
 
     def close(self) -> None:
         """Detach everything; harmless when repeated."""
-        self._wait()
+        self._finish_loading()
         self.lost()
         self._is_open = False
         self._events.close()
 
-    def _wait(self) -> None:
+    def _finish_loading(self) -> None:
         loading, self._loading = self._loading, None
         if loading is None:
             return
@@ -136,5 +152,7 @@ class EndWatch:
             self.notes.append(f"what becomes of packets after their last rule is not seen: {exc}")
             return
         self._is_open = True
+        if self._boxes:
+            self._watch()
         if not self._events.sees_delivery:
             self.notes.append("delivery to local sockets is not seen: that needs Linux 6.4")

@@ -7,6 +7,7 @@ nothing behind when any of it is refused: what was switched on is undone, last f
 
 from __future__ import annotations
 
+import gc
 import os
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -50,8 +51,9 @@ class FollowOptions:
     *rate* is packets a second for each namespace, 0 for no limit, None for the default:
     no limit where the filter narrows what is traced, else `RATE_UNFILTERED`.
     *buffer_bytes* is each socket's buffer. *ends*: see what becomes of packets after their
-    last rule, where the kernel lets us. *skip_refused*: go on without the namespaces that
-    cannot be followed, if any can.
+    last rule, where the kernel lets us; arming waits for that until *ends_by_s* of the
+    monotonic clock, None for as long as it takes. *skip_refused*: go on without the
+    namespaces that cannot be followed, if any can.
     """
 
     wanted: Filter
@@ -59,6 +61,7 @@ class FollowOptions:
     rate: int | None
     buffer_bytes: int
     ends: bool = True
+    ends_by_s: float | None = None
     skip_refused: bool = False
 
 
@@ -91,6 +94,9 @@ class Follow:
 
     def __enter__(self) -> Self:
         """Read, listen, arm: one namespace after the other."""
+        # Of the many values that rules are read into none is garbage: looking for some takes
+        # as long as the reading. What is there in the end is not looked at again.
+        gc.disable()
         try:
             self._stack.callback(self._let_go)
             pool = self._stack.enter_context(ThreadPoolExecutor(2, "ruleset"))
@@ -103,6 +109,9 @@ class Follow:
         except BaseException:
             self._undo()
             raise
+        finally:
+            gc.freeze()
+            gc.enable()
         return self
 
     def __exit__(
@@ -182,6 +191,7 @@ class Follow:
         )
         if self.ends is not None:
             self.ends.arm(plan.called, plan.shared)
+            self.ends.wait(self._options.ends_by_s)
         self._armed.append(Armed(namespace, plan))
         prefix = f"netns {namespace.name}: " if len(self._namespaces) > 1 else ""
         self._notes += [prefix + note for note in plan.notes]

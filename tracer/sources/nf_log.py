@@ -34,6 +34,7 @@ __all__ = [
     "leftovers",
     "read_logger",
     "repair",
+    "started_at",
 ]
 
 LOGGER = "nfnetlink_log"
