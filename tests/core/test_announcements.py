@@ -84,6 +84,14 @@ def test_what_is_cut_is_a_change(own: bytes) -> None:
         assert is_ruleset_change(_message(NEWGEN) + own[:size])
 
 
+def test_what_is_cut_behind_a_change_of_ours_is_ours() -> None:
+    """No transaction changes a table of ours and another."""
+    ours = _message(NEWRULE, OWN)
+
+    assert not is_ruleset_change(ours + _message(NEWRULE)[:-4])
+    assert not is_ruleset_change(ours + b"12")
+
+
 @pytest.mark.parametrize("length", [0, 1, 15, 19, 57, 1000, 2**32 - 1])
 def test_lying_message_lengths_are_changes(length: int) -> None:
     """A length below the header or beyond the datagram is a change, and ends the reading."""

@@ -22,20 +22,22 @@ def is_ruleset_change(datagram: bytes) -> bool:
     """
     Tell whether a datagram of group NFNLGRP_NFTABLES announces a change of the rules.
 
-    Shape: *datagram* holds one or more netlink messages and may be cut short, in which
-    case the answer is yes: what is missing could be anything.
+    Shape: *datagram* holds one or more netlink messages of one transaction. Where it is cut
+    short the answer is yes, since what is missing could be anything; but a transaction that
+    changes a table of ours is ours, and changes nothing else.
     What happens to tables of ours is no change. Source: nft_commit_notify().
     """
-    offset = 0
+    offset, is_ours = 0, False
     while offset < len(datagram):
         if offset + _HEADER > len(datagram):
-            return True
+            return not is_ours
         length, kind = struct.unpack_from("=IH", datagram, offset)
         if length < _HEADER or offset + length > len(datagram):
-            return True
+            return not is_ours
         if kind >> 8 == _SUBSYSTEM and kind & 0xFF in _CHANGES:
             table = _find_table(datagram[offset + _HEADER : offset + length])
-            if table is None or not table.startswith(OWN_PREFIX.encode()):
+            is_ours = table is not None and table.startswith(OWN_PREFIX.encode())
+            if not is_ours:
                 return True
         offset += (length + 3) & ~3
     return False

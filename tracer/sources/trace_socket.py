@@ -240,7 +240,8 @@ class TraceSocket:
         announced = ((types >> 8) == _NFTABLES) & (types != _NFT_TRACE)
         if cut.any():
             self.truncated += int((cut & ~announced).sum())
-            lengths[cut] = 0
+            # Messages are whole words: no announcement that was cut ends with one.
+            lengths[cut] = np.where(announced[cut], _SLOT_SIZE - 1, 0)
         return Received(
             self._words,
             starts,
