@@ -22,8 +22,9 @@ __all__ = ["FEATURES", "DropFeatures", "Expected", "parse_expected"]
 
 #: What an entry can name, in the order that --learn writes it.
 FEATURES: Final = ("netns", "engine", "family", "table", "chain", "text", "comment", "reason")
-#: Entries are tried one after the other on each rule of each new ruleset.
-ENTRIES_MAX: Final = 1_000
+#: Entries are tried one after the other on each rule of each new ruleset: a second for
+#: 10,000 rules.
+ENTRIES_MAX: Final = 200
 _PATTERN_LENGTH_MAX: Final = 4_096
 
 

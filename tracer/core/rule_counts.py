@@ -26,6 +26,9 @@ from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
 import numpy as np
 
+from tracer.core.journey import Verdict
+from tracer.core.rule_ids import policy_id
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
@@ -54,7 +57,7 @@ class TableKey(NamedTuple):
 
 
 class Key(NamedTuple):
-    """A rule within its table; a policy has an empty *rule_id*."""
+    """A rule within its table, or a policy by its `policy_id`."""
 
     chain: str
     rule_id: str
@@ -67,7 +70,7 @@ class TableTotals:
 
     Shape: all columns `(2, n)` of packets and bytes, in the order of *rules*, `uint64`.
     *totals* by the kernel's counters where *counted*; *attributed* by drops that were seen
-    and given to the rule. *resets*: readings at which counters had begun anew.
+    and given to the rule. *new* `(4, n)` is what was added to both since `take_new()`.
     *layout* is a number that changes when *rules* does.
     """
 
@@ -78,8 +81,13 @@ class TableTotals:
     last: Columns
     inode: int
     handle: int | None
-    resets: int = 0
-    layout: int = 0
+    new: Columns
+    layout: int
+
+    def take_new(self) -> Columns:
+        """Return what was added since the last call: two rows totals, two attributed."""
+        taken, self.new = self.new, np.zeros_like(self.new)
+        return taken
 
     def index(self) -> dict[Key, int]:
         """Return the place of each rule in the columns."""
@@ -87,13 +95,19 @@ class TableTotals:
 
 
 class RuleCounts:
-    """The totals of all tables of all namespaces."""
+    """
+    The totals of all tables of all namespaces.
+
+    *changes* counts the rulesets that replaced another, by namespace; *resets* the readings
+    at which counters had begun anew, by table.
+    """
 
     def __init__(self, remembered_max: int = REMEMBERED_MAX) -> None:
         """Begin with nothing; at most *remembered_max* rules that are gone are kept in mind."""
         self.tables: dict[TableKey, TableTotals] = {}
         self.versions: dict[str, int] = {}
         self.changes: dict[str, int] = {}
+        self.resets: dict[TableKey, int] = {}
         self.forgotten = 0
         self._gone: OrderedDict[tuple[TableKey, Key], tuple[int, ...]] = OrderedDict()
         self._gone_max = remembered_max
@@ -121,10 +135,15 @@ class RuleCounts:
             del self.versions[name]
         for name in self.changes.keys() - kept:
             del self.changes[name]
+        for key in [key for key in self.resets if key.netns not in kept]:
+            del self.resets[key]
 
     def attribute(self, key: TableKey, at: int, packets: int, octets: int) -> None:
         """Add drops to the rule at column *at* of a table."""
-        _add(self.tables[key].attributed[:, at : at + 1], _column(packets, octets))
+        table, columns = self.tables[key], slice(at, at + 1)
+        more = np.array([[packets], [octets]], np.uint64)
+        _add(table.attributed[:, columns], more)
+        _add(table.new[2:, columns], more)
 
     def remembered(self) -> Iterator[tuple[TableKey, Key, tuple[int, ...]]]:
         """Yield the rules that are gone with their totals and attributed totals."""
@@ -152,18 +171,20 @@ class RuleCounts:
                 self.remember(key, rule, tuple(row))
 
     def _update_table(self, key: TableKey, table: TableCounters, inode: int) -> None:
-        raw = np.stack((table.packets, table.octets))
+        raw = np.stack((table.packets, table.octets)) * table.counted
         known = self.tables.get(key)
-        if (
-            known is None
-            or known.rules is not table.rules
-            or (known.inode, known.handle) != (inode, table.handle)
-        ):
+        if known is None or known.rules is not table.rules or _is_other(known, table, inode):
             known = self.tables[key] = self._lay_out(key, table, inode, known, raw)
-        fell = (raw < known.last).any(axis=0) & known.counted
-        known.resets += bool(fell.any())
-        _add(known.totals, np.where(fell | ~known.counted, raw * known.counted, raw - known.last))
+        fell = (raw < known.last).any(axis=0)
+        if fell.any():
+            self._count_reset(key)
+        more = np.where(fell, raw, raw - known.last)
+        _add(known.totals, more)
+        _add(known.new[:2], more)
         known.last = raw
+
+    def _count_reset(self, key: TableKey) -> None:
+        self.resets[key] = self.resets.get(key, 0) + 1
 
     def _lay_out(
         self,
@@ -176,37 +197,64 @@ class RuleCounts:
         """Carry over to a new layout what was known of each rule."""
         self._layouts += 1
         size = len(table.rules)
-        zeros = np.zeros((6, size), np.uint64)
+        columns = np.zeros((6, size), np.uint64)
         made = TableTotals(
-            table.rules, table.counted, zeros[:2], zeros[2:4], zeros[4:], inode, table.handle
-        )
-        made.layout = self._layouts
-        is_other = known is not None and (inode, table.handle) != (known.inode, known.handle)
-        is_new = np.zeros(size, np.bool_)
-        before = {} if known is None else known.index()
-        rows = (
-            []
-            if known is None
-            else np.concatenate((known.totals, known.attributed, known.last)).T.tolist()
+            table.rules,
+            table.counted,
+            columns[:2],
+            columns[2:4],
+            columns[4:],
+            inode,
+            table.handle,
+            np.zeros((4, size), np.uint64),
+            self._layouts,
         )
         places = made.index()
-        for rule, at in places.items():
-            was = before.get(rule)
-            if known is not None and was is not None:
-                zeros[:, at] = rows[was]
-                same = known.rules[was].handle == table.rules[at].handle
-                is_new[at] = is_other or not same
-            elif (gone := self._gone.pop((key, rule), None)) is not None:
-                zeros[:4, at] = gone[:4]
-                if gone[4:] and gone[6] == inode:
-                    zeros[4:, at] = gone[4:6]
+        is_new = np.zeros(size, np.bool_)
         if known is not None:
-            made.resets = known.resets
+            is_new[:] = _is_other(known, table, inode)
+            _carry_over(known, made, columns, is_new)
             self._bury(key, known, frozenset(places))
+        for rule, at in places.items():
+            gone = self._gone.pop((key, rule), None)
+            if gone is not None:
+                columns[:4, at] = gone[:4]
+                if len(gone) > 4 and gone[6] == inode:  # noqa: PLR2004
+                    columns[4:, at] = gone[4:6]
         if is_new.any() and not _is_restored(made, raw):
-            made.resets += bool(made.last[:, is_new].any())
+            if made.last[:, is_new].any():
+                self._count_reset(key)
             made.last[:, is_new] = 0
         return made
+
+
+def _is_other(known: TableTotals, table: TableCounters, inode: int) -> bool:
+    """Tell whether a table of the same name is another one by now."""
+    return (known.inode, known.handle) != (inode, table.handle)
+
+
+def _carry_over(
+    known: TableTotals, made: TableTotals, columns: Columns, is_new: npt.NDArray[np.bool_]
+) -> None:
+    """Take over the columns of the rules that stay; a rule with another handle is new."""
+    before = known.index()
+    pairs = []
+    for rule, at in made.index().items():
+        if (was := before.get(rule)) is not None:
+            pairs.append((at, was))
+        elif made.rules[at].is_policy and (was := before.get(_other_policy(rule))) is not None:
+            # One counter serves both: what it counted so far is the other's.
+            columns[4:, at] = known.last[:, was]
+    if not pairs:
+        return
+    now, then = np.array(pairs).T
+    columns[:, now] = np.concatenate((known.totals, known.attributed, known.last))[:, then]
+    is_new[now] |= [made.rules[at].handle != known.rules[was].handle for at, was in pairs]
+
+
+def _other_policy(key: Key) -> Key:
+    drop, accept = policy_id(Verdict.DROP), policy_id(Verdict.ACCEPT)
+    return key._replace(rule_id=accept if key.rule_id == drop else drop)
 
 
 def _is_restored(table: TableTotals, raw: Columns) -> bool:
@@ -218,7 +266,3 @@ def _is_restored(table: TableTotals, raw: Columns) -> bool:
 
 def _add(totals: Columns, new: Columns) -> None:
     totals += np.minimum(new, _TOTAL_MAX - totals)
-
-
-def _column(packets: int, octets: int) -> Columns:
-    return np.array([[packets], [octets]], np.uint64)

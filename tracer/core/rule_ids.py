@@ -21,7 +21,7 @@ from tracer.core.journey import Verdict
 if TYPE_CHECKING:
     from tracer.core.ruleset import Rule, Table
 
-__all__ = ["CountedRule", "find_comment", "identify", "make_rule_id"]
+__all__ = ["CountedRule", "find_comment", "identify", "make_rule_id", "policy_id"]
 
 #: Ten million rules of one table give two the same id once in ten times.
 _ID_BYTES: Final = 6
@@ -34,8 +34,9 @@ class CountedRule:
     """
     What does not change of a rule, or of a base chain's policy, while it is counted.
 
-    A policy has *number*, *handle* and *text* None, and an empty *rule_id*. *verdict* is
-    None where only the packet can tell, as with a verdict map.
+    A policy has *number*, *handle* and *text* None, and one of the two ids that
+    `policy_id` gives. *verdict* is None where only the packet can tell, as with a verdict
+    map.
     """
 
     chain: str
@@ -63,6 +64,11 @@ def make_rule_id(chain: str, text: str, nth: int) -> str:
     return hashlib.blake2b(words, digest_size=_ID_BYTES).hexdigest()
 
 
+def policy_id(verdict: Verdict) -> str:
+    """Return the id of a policy: one that accepts and one that drops count apart."""
+    return f"policy {verdict}"
+
+
 def identify(table: Table) -> list[CountedRule]:
     """
     Return the rules of *table* chain by chain, each base chain's policy behind its rules.
@@ -76,7 +82,8 @@ def identify(table: Table) -> list[CountedRule]:
             nth = seen[rule.text] = seen.get(rule.text, -1) + 1
             found.append(_count(chain.name, rule, nth))
         if chain.hook is not None and chain.policy is not None:
-            found.append(CountedRule(chain.name, None, None, None, "", chain.policy, ""))
+            its_id = policy_id(chain.policy)
+            found.append(CountedRule(chain.name, None, None, None, "", chain.policy, its_id))
     return found
 
 
