@@ -285,6 +285,11 @@ class Ladder:
         )
         fill_config(config, self.found, sites, layouts)
 
+    @property
+    def links(self) -> int:
+        """How many netfilter links stand."""
+        return self._standing.links if isinstance(self._standing, LinkRung) else 0
+
     def attach(self) -> None:
         """Let the programs run; harmless when they do."""
         if not self._tracepoints:

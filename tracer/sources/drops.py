@@ -143,9 +143,9 @@ class DropSource:
     """
     Counts, and on request records, of every packet that is dropped.
 
-    `open()`, then `counts()` as often as wanted. `rung` is what stands, `cost` what it
-    costs, `why` says for each rung above it what was missing, `notes` what happened to it
-    since.
+    `open()`, then `counts()` as often as wanted. *ladder* is there from then on; `rung` is
+    what stands, `cost` what it costs, `why` says for each rung above it what was missing,
+    `notes` what happened to it since.
     """
 
     def __init__(
@@ -164,7 +164,7 @@ class DropSource:
         self.notes: list[str] = []
         self.reasons: dict[int, str] = {}
         self._calibrate_s = calibrate_s
-        self._ladder: Ladder | None = None
+        self.ladder: Ladder | None = None
         self._reads_rules = False
         self._namespaces = tuple(namespaces)
         self._wanted = rung
@@ -212,7 +212,7 @@ class DropSource:
     @property
     def rung(self) -> Rung:
         """How drops are placed now."""
-        rung = Rung.REASON if self._ladder is None else self._ladder.rung
+        rung = Rung.REASON if self.ladder is None else self.ladder.rung
         return Rung.RULE if rung is Rung.HOOK and self._reads_rules else rung
 
     @property
@@ -222,13 +222,13 @@ class DropSource:
 
     def resume(self) -> None:
         """Attach after pause(); harmless when attached."""
-        if self._ladder is not None:
-            self._ladder.attach()
+        if self.ladder is not None:
+            self.ladder.attach()
 
     def pause(self) -> None:
         """Detach, so that a drop costs nothing; what was counted stays."""
-        if self._ladder is not None:
-            self._ladder.detach()
+        if self.ladder is not None:
+            self.ladder.detach()
 
     def _load(self) -> Loaded:
         """Load the programs, once more where their types came with modules that we called."""
@@ -242,10 +242,9 @@ class DropSource:
         return loaded
 
     def _climb(self, loaded: Loaded, peek: Peek) -> None:
-        ladder = self._ladder = Ladder(loaded, peek, self._namespaces)
+        ladder = self.ladder = Ladder(loaded, peek, self._namespaces)
         ladder.climb(self._wanted, self._calibrate_s)
         self.why, self.notes = ladder.why, ladder.notes
-        ladder.fill_config(self._config)
         if ladder.rung is not Rung.REASON and self._wanted is not Rung.HOOK:
             self._read_rules(loaded, peek)
 
@@ -259,7 +258,7 @@ class DropSource:
         self._reads_rules = True
 
     def _legacy(self) -> frozenset[int]:
-        return frozenset() if self._ladder is None else self._ladder.found.legacy
+        return frozenset() if self.ladder is None else self.ladder.found.legacy
 
     def _arm_namespaces(self) -> None:
         if self._peek is None:
@@ -338,15 +337,18 @@ class DropSource:
         self._push_config()
 
     def _push_config(self) -> None:
+        if self.ladder is not None:
+            self.ladder.fill_config(self._config)
         MapFile(self._maps()["config"], 4, CONFIG.itemsize).update(bytes(4), self._config.tobytes())
 
     def counts(self) -> list[DropCount]:
         """Return every kind of drop since open(), most packets first."""
         keys, counts = self._dump()
         self._learn_places(keys)
-        self._look(keys, counts)
+        has_stepped = self._look(keys, counts)
         rows = self._name(keys, counts)
-        stale = self._stale_tables()
+        # What had no place moved the counters of its rule all the same: read them again.
+        stale = self._stale_tables() | (set(self._tables) if has_stepped else set())
         old = np.isin(keys["place"], list(stale)) & (keys["rule"] != 0)
         if stale:
             rules = self._rules()
@@ -357,14 +359,15 @@ class DropSource:
         live = [row for row, is_old in zip(rows, old, strict=True) if not is_old]
         return merge_counts([*live, *self._settled])
 
-    def _look(self, keys: npt.NDArray[np.void], counts: npt.NDArray[np.void]) -> None:
-        """Let the ladder judge its rung by what it could place."""
-        if self._ladder is None:
-            return
+    def _look(self, keys: npt.NDArray[np.void], counts: npt.NDArray[np.void]) -> bool:
+        """Let the ladder judge its rung by what it could place; True for another one now."""
+        if self.ladder is None:
+            return False
         placed = int(counts["packets"][keys["hook"] != NO_HOOK].sum())
-        if self._ladder.look(placed, self.losses().unlocated):
-            self._ladder.fill_config(self._config)
+        has_stepped = self.ladder.look(placed, self.losses().unlocated)
+        if has_stepped:
             self._push_config()
+        return has_stepped
 
     def _read_stats(self) -> npt.NDArray[np.uint64]:
         stats = MapFile(self._maps()["stats"], 4, STATS.itemsize, self._cpus)
@@ -482,8 +485,8 @@ class DropSource:
 
     def close(self) -> None:
         """Detach and unload everything; harmless when repeated."""
-        if self._ladder is not None:
-            self._ladder.close()
+        if self.ladder is not None:
+            self.ladder.close()
         if self._ring is not None:
             self._ring.close()
             self._ring = None
