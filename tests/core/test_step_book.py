@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -86,6 +87,19 @@ def test_a_deleted_rule_is_named_from_before() -> None:
 
     assert resolved.rule is not None
     assert ("forward", 2) == (resolved.hook, resolved.number)
+
+
+def test_a_table_made_anew_has_no_rule_from_before() -> None:
+    """A handle that only the former table of that name had names nothing in the new one."""
+    key = ("nft", "ip", "one")
+    before = RULESETS["nft"]
+    anew = Ruleset({key: Table(*key, form="nft", handle=18)})
+    former = Ruleset({key: replace(before.tables[key], handle=17)})
+    same = Ruleset({key: replace(before.tables[key], handle=18)})
+    step = _nft("one", "fwd", 12, DROP)
+
+    assert _resolve(step, ruleset=anew, earlier=(former,)).rule is None
+    assert 2 == _resolve(step, ruleset=anew, earlier=(former, same)).number
 
 
 def test_rules_that_two_versions_disagree_on_have_no_name() -> None:

@@ -111,7 +111,7 @@ class StepBook:
     The steps of one decoder under one version of the ruleset.
 
     *earlier* are former versions, newest first: a rule that was deleted while its event
-    was on its way is named from there; nft never uses a handle twice in a table.
+    was on its way is named from there, as nft never uses a handle twice in a table.
     *rival* is another version that may have been in force instead, or one of several that
     nobody read: events that came then are named only where both agree, or by a handle of
     an nft table that is the same in both.
@@ -268,11 +268,17 @@ class StepBook:
             other = self._look_up(self._rival, step)
             if self._is_same_table(self._rival, step):
                 return found or other
-            # A table made anew gives its handles again: one version alone proves nothing.
+            # Of a table made anew one version alone proves nothing.
             return found if found is not None and found == other else None
         if found is not None:
             return found
-        earlier = (self._look_up(version, step) for version in self._versions[1:])
+        # A table made anew gives its handles again: an earlier one's rules are others.
+        is_gone = ("nft", step.family, step.table) not in self.ruleset.tables
+        earlier = (
+            self._look_up(version, step)
+            for version in self._versions[1:]
+            if is_gone or self._is_same_table(version, step)
+        )
         return next((rule for rule in earlier if rule is not None), None)
 
     def _look_up(self, version: Ruleset, step: TraceStep) -> Rule | None:
