@@ -22,13 +22,11 @@ __all__ = ["CAPABILITIES", "NEEDED", "keep_capabilities"]
 
 #: include/uapi/linux/capability.h
 CAPABILITIES = {
-    "CAP_DAC_READ_SEARCH": 2,
-    "CAP_KILL": 5,
     "CAP_NET_ADMIN": 12,
     "CAP_NET_RAW": 13,
     "CAP_SYS_PTRACE": 19,
     "CAP_SYS_ADMIN": 21,
-    "CAP_SYS_RESOURCE": 24,
+    "CAP_SYSLOG": 34,
     "CAP_PERFMON": 38,
     "CAP_BPF": 39,
 }
@@ -36,13 +34,8 @@ CAPABILITIES = {
 #: What running needs. NET_ADMIN reads and arms rules and sizes sockets; NET_RAW is what
 #: iptables' own socket takes; SYS_ADMIN enters network namespaces; SYS_PTRACE sees those
 #: of processes that may more than we; BPF and PERFMON read the programs' tables, and load
-#: those of a follower.
-NEEDED = frozenset(
-    {
-        *("CAP_NET_ADMIN", "CAP_NET_RAW", "CAP_SYS_ADMIN"),
-        *("CAP_SYS_PTRACE", "CAP_PERFMON", "CAP_BPF"),
-    }
-)
+#: those of a follower, which finds the kernel's functions by SYSLOG.
+NEEDED = frozenset(CAPABILITIES)
 
 _PR_CAPBSET_READ, _PR_CAPBSET_DROP = 23, 24
 _PR_SET_NO_NEW_PRIVS = 38

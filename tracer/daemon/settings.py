@@ -11,6 +11,8 @@ from collections.abc import Mapping  # noqa: TC003 - a dataclass field
 from dataclasses import dataclass, field
 from typing import NamedTuple, TypeVar
 
+from tracer.core.drops import Rung
+
 __all__ = [
     "ControlSettings",
     "MessageSettings",
@@ -55,9 +57,9 @@ class WatchSettings:
         default=("all",),
     )
     rung: str = _setting(
-        "how drops are named: auto takes the highest that this kernel proves; reason, hook "
-        "or rule force one, and the daemon does not start where it does not hold",
-        among=("auto", "reason", "hook", "rule"),
+        "how drops are named: auto takes the highest that this kernel proves; any other "
+        "word forces one, and the daemon does not start where it does not hold",
+        among=("auto", *(rung.value for rung in Rung)),
         default="auto",
     )
     scan_s: float = _setting(
