@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
     from tracer.cli.drop_names import RuleName
-    from tracer.core.drops import DropCount, Rung
-    from tracer.sources.drops import DropLosses
+    from tracer.core.drops import DropCount
+    from tracer.sources.drops import DropLosses, Standing
 
 __all__ = ["DropRow", "render_json", "render_table"]
 
@@ -42,7 +42,7 @@ class DropRow:
     talkers: str | None
 
 
-def render_json(out: IO[str], rows: Sequence[DropRow]) -> None:
+def render_json(out: IO[str], rows: Sequence[DropRow], standing: Standing) -> None:
     """Write `nftrace.drops/1`, one object a line, and flush."""
     now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     for row in rows:
@@ -64,6 +64,8 @@ def render_json(out: IO[str], rows: Sequence[DropRow]) -> None:
             "handle": count.handle,
             "text": row.rule.text,
             "certain": count.certain,
+            "rung": standing.rung,
+            "notes": list(standing.notes),
             "candidates": list(row.rule.candidates),
             "packets": count.packets,
             "bytes": count.octets,
@@ -75,11 +77,11 @@ def render_json(out: IO[str], rows: Sequence[DropRow]) -> None:
 
 
 def render_table(
-    rows: Sequence[DropRow], losses: DropLosses, rung: Rung, console: Console
+    rows: Sequence[DropRow], losses: DropLosses, standing: Standing, console: Console
 ) -> RenderableType:
     """Return the table, and below it what is not in it."""
     if not rows:
-        return Group(Text("nothing was dropped yet", style="dim"), _foot(losses, rung))
+        return Group(Text("nothing was dropped yet", style="dim"), _foot(losses, standing))
     table = Table(box=None, pad_edge=False, header_style="bold", expand=console.width < 100)  # noqa: PLR2004 - columns of a wide terminal
     table.add_column("per s", justify="right", no_wrap=True)
     table.add_column("total", justify="right", no_wrap=True)
@@ -88,7 +90,7 @@ def render_table(
     for row in rows:
         rate = f"{row.rate:,.0f}" if row.rate >= 10 or not row.rate else f"{row.rate:.1f}"  # noqa: PLR2004
         table.add_row(rate, f"{row.count.packets:,}", escape(row.netns), _where(row))
-    return Group(table, _foot(losses, rung))
+    return Group(table, _foot(losses, standing))
 
 
 def _where(row: DropRow) -> Text:
@@ -123,7 +125,7 @@ def _which(row: DropRow) -> str:
     return f"  rule {row.rule.number}  {escape(row.rule.text or '')}{doubt}"
 
 
-def _foot(losses: DropLosses, rung: Rung) -> Text:
+def _foot(losses: DropLosses, standing: Standing) -> Text:
     missing = [
         f"{number} {what}"
         for number, what in (
@@ -134,4 +136,9 @@ def _foot(losses: DropLosses, rung: Rung) -> Text:
         if number
     ]
     said = f"; {', '.join(missing)}" if missing else ""
-    return Text(f"{losses.seen:,} drops on this machine, named by {rung}{said}", style="dim")
+    lines = [
+        f"{losses.seen:,} drops on this machine, named by {standing.rung}{said}",
+        *(f"not {rung}: {why}" for rung, why in standing.why.items()),
+        *standing.notes,
+    ]
+    return Text("\n".join(map(escape, lines)), style="dim")

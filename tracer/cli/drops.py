@@ -20,7 +20,7 @@ from tracer.cli.theme import make_console
 from tracer.core.drop_talkers import Talkers
 from tracer.core.drops import DropCount, Rung
 from tracer.errors import KernelRefusedError
-from tracer.sources.drops import DropSource, Mode
+from tracer.sources.drops import CALIBRATE_S, DropSource, Mode
 from tracer.sources.netns import all_namespaces
 
 if TYPE_CHECKING:
@@ -59,6 +59,13 @@ _SAMPLE = 100
 @click.option(
     "--rung", type=click.Choice([r.value for r in Rung]), help="force how drops are named"
 )
+@click.option(
+    "--calibrate",
+    type=click.FloatRange(0.1),
+    default=CALIBRATE_S,
+    metavar="S",
+    help=f"prove at most so many seconds how drops are named (default: {CALIBRATE_S:g})",
+)
 @click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text")
 @click.option("--color", type=click.Choice(["auto", "always", "never"]), default="auto")
 @daemon_option
@@ -72,7 +79,7 @@ def drops(**words: Any) -> int:  # noqa: ANN401 - click hands over what its opti
     everywhere = "all" in words["netns"]
     namespaces = namespaces_of(words["netns"])
     rung = Rung(words["rung"]) if words["rung"] else None
-    source = DropSource(namespaces, rung)
+    source = DropSource(namespaces, rung, words["calibrate"])
     source.open()
     with closing(source), Interrupts() as interrupts:
         watch = _Watch(source, words, None if everywhere else namespaces)
@@ -108,7 +115,7 @@ class _Watch:
                 elapsed_s = self._watch(interval_s, interrupts, end_s)
                 rows = self._rows(elapsed_s)
                 if self._words["output"] == "json":
-                    render_json(sys.stdout, rows)
+                    render_json(sys.stdout, rows, self._source.standing)
                 elif shown_live:
                     live.update(self._table(rows, console), refresh=True)
                 else:
@@ -123,7 +130,7 @@ class _Watch:
         return 0 if self._seen else 1
 
     def _table(self, rows: list[DropRow], console: Console) -> Any:  # noqa: ANN401 - rich's
-        return render_table(rows, self._source.losses(), self._source.rung, console)
+        return render_table(rows, self._source.losses(), self._source.standing, console)
 
     def _watch(self, interval_s: float, interrupts: Interrupts, end_s: float | None) -> float:
         """Take records for one interval; return how long it was."""

@@ -2,7 +2,8 @@
 What this kernel and host can do: probes with three answers, each No with its remedy.
 
 A probe answers yes, no, or could not tell; only the first two are facts. Nothing here
-changes anything: what would have to be switched to find out is left unknown.
+changes anything: what would have to be switched to find out is left unknown. Which rung
+names drops is found out as `nftrace drops` does it, in a namespace that ends with it.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ from pathlib import Path
 from shutil import which
 from typing import TYPE_CHECKING
 
+from tracer.core.drops import Rung
 from tracer.errors import NftraceError
+from tracer.sources.drops import DropSource
 from tracer.sources.holders import find_nflog_holder, find_trace_listeners
 from tracer.sources.netns import all_namespaces, current_namespace
 from tracer.sources.nf_log import leftovers, read_logger
@@ -136,6 +139,23 @@ def _bcc() -> Iterator[Answer]:
     yield Answer("bcc", _yes(found), detail, "apt install python3-bpfcc")
 
 
+def _drops() -> Iterator[Answer]:
+    source = DropSource()
+    try:
+        source.open()
+        standing = source.standing
+    except NftraceError as exc:
+        yield Answer("drops", "no", exc.message, exc.remedy)
+        return
+    finally:
+        source.close()
+    missing = "".join(f"; not {rung}: {why}" for rung, why in standing.why.items())
+    detail = f"by {standing.rung}, which costs {standing.cost}{missing}"
+    names_places = standing.rung is not Rung.REASON
+    remedy = "try again while the machine is idle, or see docs/drops.md for what each rung needs"
+    yield Answer("drops", _yes(names_places), detail, remedy)
+
+
 def _namespaces() -> Iterator[Answer]:
     names = [one.name for one in all_namespaces()]
     more = len(names) - _NAMED
@@ -163,6 +183,7 @@ _PROBES: tuple[Callable[[], Iterator[Answer]], ...] = (
     _legacy,
     _btf,
     _bcc,
+    _drops,
     _namespaces,
     _other_tracers,
     _leftovers,

@@ -61,7 +61,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-__all__ = ["CALIBRATE_S", "DropLosses", "DropSource", "Mode"]
+__all__ = ["CALIBRATE_S", "DropLosses", "DropSource", "Mode", "Standing"]
 
 _PAGE = 4096
 #: 16 MB: 116,000 records.
@@ -139,13 +139,26 @@ class DropLosses(NamedTuple):
     stale: int
 
 
+class Standing(NamedTuple):
+    """
+    The rung that stands and what it costs, in words.
+
+    *why* says what was missing for higher ones, *notes* what happened since the start.
+    """
+
+    rung: Rung
+    cost: str
+    why: dict[Rung, str]
+    notes: tuple[str, ...]
+
+
 class DropSource:
     """
     Counts, and on request records, of every packet that is dropped.
 
     `open()`, then `counts()` as often as wanted. *ladder* is there from then on; `rung` is
-    what stands, `cost` what it costs, `why` says for each rung above it what was missing,
-    `notes` what happened to it since.
+    what stands, `why` says for each rung above it what was missing, `notes` what happened to
+    it since.
     """
 
     def __init__(
@@ -216,9 +229,9 @@ class DropSource:
         return Rung.RULE if rung is Rung.HOOK and self._reads_rules else rung
 
     @property
-    def cost(self) -> str:
-        """What the rung costs, in words."""
-        return COSTS[self.rung]
+    def standing(self) -> Standing:
+        """The rung, its cost, and what is to be said of both."""
+        return Standing(self.rung, COSTS[self.rung], self.why, tuple(self.notes))
 
     def resume(self) -> None:
         """Attach after pause(); harmless when attached."""
