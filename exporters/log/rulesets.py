@@ -1,0 +1,74 @@
+"""Texts by content: each version of a ruleset once, under the SHA-256 of its text."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import os
+import re
+from typing import TYPE_CHECKING
+
+from exporters.log.options import DIRECTORY_MODE, give_to_group, open_new
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+__all__ = ["content_name", "read_text", "store_text"]
+
+_NAME = re.compile("[0-9a-f]{64}")
+#: A ruleset is a few megabytes at most; a file that unfolds to more is none of ours.
+_TEXT_BYTES = 256 << 20
+
+
+def content_name(text: str) -> str:
+    """Return the name that *text* is stored under: its SHA-256 in hexadecimal."""
+    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()
+
+
+def store_text(log: Path, text: str, group: str) -> str:
+    """
+    Store *text* in the log's folder, or touch it where it is, and return its name.
+
+    Errors: OSError where the disk refuses; nothing is left then.
+    """
+    name = content_name(text)
+    path = log / "rulesets" / f"{name}.gz"
+    if path.exists():
+        os.utime(path)
+        return name
+    if not path.parent.is_dir():
+        path.parent.mkdir(exist_ok=True)
+        path.parent.chmod(DIRECTORY_MODE)
+        give_to_group(path.parent, group)
+    temporary = path.with_name(f".{name}.{os.getpid()}")
+    temporary.unlink(missing_ok=True)
+    packed = gzip.compress(text.encode(errors="surrogateescape"), 6, mtime=0)
+    try:
+        with os.fdopen(open_new(temporary, group), "wb") as file:
+            file.write(packed)
+        temporary.rename(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+    return name
+
+
+def read_text(log: Path, name: str) -> str | None:
+    """
+    Return the text of that name; None where it is not there.
+
+    Errors: ValueError where the file is not what the name says.
+    """
+    if not _NAME.fullmatch(name):
+        return None
+    path = log / "rulesets" / f"{name}.gz"
+    try:
+        with gzip.open(path) as file:
+            content = file.read(_TEXT_BYTES)
+    except FileNotFoundError:
+        return None
+    except (OSError, EOFError) as exc:
+        raise ValueError(f"{path.name}: {exc}") from exc
+    if hashlib.sha256(content).hexdigest() != name:
+        raise ValueError(f"{path.name} is not the text that was stored")
+    return content.decode(errors="surrogateescape")
