@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from tracer.cli.follow import build_summary, new_names, note_ends
+from tracer.cli.follow import build_summary, note_ends
 from tracer.cli.render import JourneyPrinter
 from tracer.cli.run import FollowRun
 from tracer.cli.sinks import SummarySink, TextSink
+from tracer.cli.telling import new_names
 from tracer.cli.theme import make_console
 from tracer.core.filters import Filter
 from tracer.core.summary import SummaryBuilder

@@ -5,39 +5,29 @@ from __future__ import annotations
 import contextlib
 import os
 import select
-import socket
 import sys
 import time
 from contextlib import ExitStack
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from exporters.pcapng import PcapngWriter
 from tracer.cli.options import filter_options, namespaces_of, read_filter
-from tracer.cli.passed_over import PassedOver
 from tracer.cli.remote import ask_daemon, daemon_option, wants_daemon
-from tracer.cli.render import JourneyPrinter
 from tracer.cli.run import FollowRun, Interrupts
-from tracer.cli.sinks import CompactSink, JsonSink, Names, PcapSink, SummarySink, TextSink
-from tracer.cli.theme import make_console
-from tracer.core.summary import SummaryBuilder
-from tracer.errors import KernelRefusedError, OutputError, UsageError
+from tracer.errors import KernelRefusedError
 from tracer.settle import MAX_RATE
 from tracer.sources.follow import Follow, FollowOptions
 from tracer.sources.nf_log import repair, started_at
 from tracer.sources.trace_socket import DEFAULT_BUFFER
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
-    from rich.console import Console
+    from tracer.core.summary import Summary, SummaryBuilder
 
-    from tracer.cli.sinks import Sink
-    from tracer.core.summary import Summary
-
-__all__ = ["build_summary", "follow", "new_names", "note_ends"]
+__all__ = ["build_summary", "follow", "note_ends"]
 
 _INTERRUPTED = 130
 #: So long after its start a follow is armed, whether it sees ends by then or not: packets
@@ -109,19 +99,14 @@ def follow(**words: Any) -> int:  # noqa: ANN401 - click hands over what its opt
     )
     with ExitStack() as stack:
         interrupts = stack.enter_context(Interrupts())
-        console = make_console(words["color"], file=sys.stdout)
-        names = new_names()
-        several = len(namespaces) > 1
-        builder = SummaryBuilder()
-        session = Follow(namespaces, options)
-        passed_over = PassedOver(session) if words["verbose"] else None
-        sinks = _make_sinks(words, console, names, stack, several=several, passed=passed_over)
-        stack.enter_context(session)
+        session = stack.enter_context(Follow(namespaces, options))
         stack.callback(interrupts.hold)
-        _announce(words, console, [one.name for one in namespaces], session.notes)
-        summary_sink = SummarySink(builder, names, several=several)
+        # Packets are traced by now: nobody waits for what puts them into words.
+        telling = import_module("tracer.cli.telling").Telling(words, session, namespaces, stack)
+        telling.announce()
+        builder, sinks = telling.builder, telling.sinks
         run = FollowRun(
-            session, wanted, sinks, summary_sink, both=words["both"], count=words["count"]
+            session, wanted, sinks, telling.counts, both=words["both"], count=words["count"]
         )
         reason = run.turn(_until(interrupts, words["timeout"]))
         run.drain()
@@ -142,11 +127,6 @@ def _find_deadline_s() -> float:
         (started_at(os.getpid()) or 0) / os.sysconf("SC_CLK_TCK")
     )
     return time.monotonic() + _PATIENCE_S - lived_s
-
-
-def new_names() -> Names:
-    """Return this run's names: the host's, and a prefix for ids that no other run has."""
-    return Names(socket.gethostname(), os.urandom(5).hex())
 
 
 def build_summary(session: Follow, builder: SummaryBuilder, reason: str) -> Summary:
@@ -193,63 +173,3 @@ def _until(interrupts: Interrupts, timeout_s: float | None) -> Callable[[], str 
         return "timeout" if end_s is not None and time.monotonic() >= end_s else None
 
     return reason
-
-
-def _make_sinks(  # noqa: PLR0913 - one follow's parts
-    words: Mapping[str, Any],
-    console: Console,
-    names: Names,
-    stack: ExitStack,
-    *,
-    several: bool,
-    passed: PassedOver | None,
-) -> list[Sink]:
-    form = words["output"]
-    sink: Sink
-    if form == "json":
-        sink = JsonSink(sys.stdout, names)
-    elif form == "compact":
-        sink = CompactSink(console, names)
-    else:
-        printer = JourneyPrinter(console, full=words["full"], passed_over=passed)
-        sink = TextSink(printer, names, several=several)
-    sinks: list[Sink] = [sink]
-    if words["pcap"] is not None:
-        sinks.append(PcapSink(PcapngWriter(stack.enter_context(_open(words["pcap"]))), names))
-    return sinks
-
-
-def _open(name: str) -> BinaryIO:
-    if name == "-":
-        message = "--pcap -: the capture cannot share standard output"
-        raise UsageError(message, "name a file")
-    try:
-        return Path(name).open("wb")
-    except OSError as exc:
-        message = f"--pcap {name}: {exc.strerror}"
-        raise OutputError(message, "name a file that can be written") from exc
-
-
-def _announce(
-    words: Mapping[str, Any], console: Console, names: list[str], notes: list[str]
-) -> None:
-    """Say what is followed, and what cannot be; JSON has standard output to itself."""
-    if words["output"] == "json":
-        return
-    src = words["src"] or ("" if words["sport"] is None else "any")
-    dst = words["dst"] or ("" if words["dport"] is None else "any")
-    sides = [
-        f"{address}:{port}" if port is not None else address
-        for address, port in ((src, words["sport"]), (dst, words["dport"]))
-    ]
-    what = " ".join(
-        part
-        for part in (words["proto"] or "", sides[0], f"→ {sides[1]}" if sides[1] else "")
-        if part
-    )
-    both = ", both ways" if words["both"] else ""
-    console.print(f"following {what or 'everything'}{both} in {', '.join(names)}; Ctrl-C ends")
-    for note in notes:
-        console.print(f"note: {note}")
-    console.print()
-    console.file.flush()

@@ -131,6 +131,14 @@ def symbols_for(console: Console) -> Symbols:
     return UNICODE if console.encoding.lower().startswith("utf") else ASCII
 
 
+class _Console(Console):
+    """A console whose reader may go away: rich would end the program with status 1."""
+
+    def on_broken_pipe(self) -> None:
+        # rich calls it where it has caught the error.
+        raise BrokenPipeError
+
+
 def make_console(color: str, *, file: IO[str], width: int | None = None) -> Console:
     """
     Make the console for *color* auto, always or never.
@@ -145,7 +153,7 @@ def make_console(color: str, *, file: IO[str], width: int | None = None) -> Cons
         and not os.environ.get("NO_COLOR")
         and os.environ.get("TERM") != "dumb"
     )
-    return Console(
+    return _Console(
         file=file,
         width=width,
         color_system="standard" if wanted else None,
