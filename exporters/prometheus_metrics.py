@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
-__all__ = ["METRICS", "Metric"]
+__all__ = ["BY_NAME", "METRICS", "Metric"]
 
 
 class Metric(NamedTuple):
@@ -65,6 +65,12 @@ METRICS: Final[tuple[Metric, ...]] = (
     ),
     Metric("nftrace_rules", "gauge", _TABLE, "Rules in a table."),
     Metric(
+        "nftrace_tables_skipped",
+        "gauge",
+        (),
+        "Tables whose rules are not told, because there are too many.",
+    ),
+    Metric(
         "nftrace_rules_folded",
         "gauge",
         _TABLE,
@@ -111,6 +117,7 @@ METRICS: Final[tuple[Metric, ...]] = (
         (),
         "Seconds from a request for metrics to its answer; this one not included.",
     ),
+    Metric("nftrace_scrapes_refused_total", "counter", (), "Connections closed unanswered."),
     Metric("nftrace_loop_busy_seconds", "summary", (), "Turns of the daemon's loop, busy seconds."),
     Metric("nftrace_build_info", "gauge", ("version", "kernel"), "What runs here; always 1."),
     Metric("nftrace_trace_armed_flows", "gauge", (), "Flows armed to have their rule named."),
@@ -127,3 +134,6 @@ METRICS: Final[tuple[Metric, ...]] = (
     Metric("process_max_fds", "gauge", (), "File descriptors that may be open."),
     Metric("process_start_time_seconds", "gauge", (), "Start, in seconds since the epoch."),
 )
+
+#: The same by name.
+BY_NAME: Final = {metric.name: metric for metric in METRICS}

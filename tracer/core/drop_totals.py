@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from tracer.core.drops import DropCount
-    from tracer.core.rule_counts import RuleCounts, TableTotals
+    from tracer.core.rule_counts import RuleCounts
 
 __all__ = ["KINDS_MAX", "OTHER", "DropLabels", "DropTotals"]
 
@@ -49,7 +49,6 @@ class DropTotals:
         self.unresolved: dict[str, int] = {}
         self._kinds_max = kinds_max
         self._last: dict[DropCount, tuple[int, int]] = {}
-        self._places: dict[TableKey, tuple[int, dict[int | tuple[str, int | None], int]]] = {}
 
     def update(
         self,
@@ -66,7 +65,6 @@ class DropTotals:
         """
         last = self._last
         self._last = {}
-        self._places = {key: one for key, one in self._places.items() if key in rules.tables}
         for row in rows:
             kind = row.kind_only
             packets, octets = last.get(kind, (0, 0))
@@ -107,15 +105,16 @@ class DropTotals:
         text, chain, comment = None, row.chain, None
         key = TableKey(name, row.engine or "", row.family or "", row.table or "")
         table = rules.tables.get(key)
-        if row.kind in {"rule", "policy"} and row.table is not None:
-            at = self._find(key, table, row)
+        is_named = row.kind == "policy" or row.rule is not None or row.handle is not None
+        if is_named and row.table is not None:
+            at = None if table is None else table.find(row.chain or "", row.rule, row.handle)
             if table is not None and at is not None:
                 rule = table.rules[at]
                 text, chain = rule.text or "policy", rule.chain
                 comment = rule.comment or None
                 if not table.counted[at] or (not rule.is_dropping and not rule.is_policy):
                     rules.attribute(key, at, *new)
-            elif row.rule is not None or row.handle is not None:
+            else:
                 self.unresolved[name] = self.unresolved.get(name, 0) + new[0]
         of_table = row.engine, row.family, row.table
         features = DropFeatures(name, *of_table, chain, text, comment, row.reason)
@@ -129,21 +128,3 @@ class DropTotals:
             expected.fits(features),
         )
         self.add(labels, *new)
-
-    def _find(self, key: TableKey, table: TableTotals | None, row: DropCount) -> int | None:
-        """Return the column of the rule or policy that dropped; None where there is none."""
-        if table is None:
-            return None
-        layout, places = self._places.get(key, (-1, {}))
-        if layout != table.layout:
-            places = {}
-            for at, rule in enumerate(table.rules):
-                places[rule.chain, rule.number] = at
-                if rule.handle is not None:
-                    places[rule.handle] = at
-            self._places[key] = table.layout, places
-        if row.handle is not None:
-            return places.get(row.handle)
-        if row.kind == "rule" and row.rule is None:
-            return None
-        return places.get((row.chain or "", row.rule))

@@ -21,7 +21,7 @@ So read soon after a change.
 from __future__ import annotations
 
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
 import numpy as np
@@ -83,6 +83,16 @@ class TableTotals:
     handle: int | None
     new: Columns
     layout: int
+    _places: dict[int | tuple[str, int | None], int] = field(default_factory=dict)
+
+    def find(self, chain: str, number: int | None, handle: int | None) -> int | None:
+        """Return the column of a rule by its handle or place, of a policy by its chain."""
+        if not self._places:
+            for at, rule in enumerate(self.rules):
+                self._places[rule.chain, rule.number] = at
+                if rule.handle is not None:
+                    self._places[rule.handle] = at
+        return self._places.get((chain, number) if handle is None else handle)
 
     def take_new(self) -> Columns:
         """Return what was added since the last call: two rows totals, two attributed."""
