@@ -232,6 +232,13 @@ class Namer:
             if space is not None:
                 self._close(space)
 
+    def stand_by(self, namespaces: Iterable[Netns], now_s: float) -> None:
+        """Trace SYNs that are seen twice in *namespaces*, if the settings ask for it."""
+        for namespace in namespaces if self._settings.twice_seen_syns else ():
+            space = self._space(namespace, now_s)
+            if self.traced < self._settings.namespaces and space.trace is None:
+                self._arm(space, [], now_s)
+
     def offer(
         self,
         kinds: Sequence[DropCount],
@@ -360,7 +367,7 @@ class Namer:
             space.refused_until_s = now_s + _REFUSED_S
             self._log.warning("arming_refused", netns=space.namespace.name, why=str(exc))
             return
-        space.until_s = max(one.until_s for one in space.waiting.values())
+        space.until_s = max((one.until_s for one in space.waiting.values()), default=now_s)
         self.counts.armed += len(asked)
 
     def _open(self, space: _Space, now_s: float) -> None:
@@ -388,7 +395,8 @@ class Namer:
             self._end(space, over, "expired")
             self.counts.expired += len(over)
             overspent = self._cpu.level(now_s) < -_CPU_BURST_S * self._settings.cpu_percent / 100
-            if overspent or (not space.waiting and now_s >= space.until_s):
+            idle = not space.waiting and now_s >= space.until_s
+            if overspent or (idle and not self._settings.twice_seen_syns):
                 self._close(space)
             self._cpu.spend(time.thread_time() - started_s, now_s)
 

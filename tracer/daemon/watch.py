@@ -144,6 +144,7 @@ class Watch:
     def _follow_namespaces(self, now_s: float) -> None:
         changes = self._namespaces.poll(now_s)
         self._namer.forget(changes.removed)
+        self._namer.stand_by(changes.added, now_s)
         for what, listed in (("added", changes.added), ("removed", changes.removed)):
             for one in listed:
                 self._log.debug(f"namespace_{what}", netns=one.name, inode=one.inode)

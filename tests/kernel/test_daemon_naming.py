@@ -1,0 +1,278 @@
+"""Rules named without asking: retransmissions are traced, within bounds, and leave nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import socket
+import struct
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.kernel import nets
+from tracer.core.drops import Rung
+from tracer.daemon.messages import Messages
+from tracer.daemon.settings import MessageSettings, Settings, TraceSettings, WatchSettings
+from tracer.daemon.watch import Watch
+from tracer.sources.netns import find_namespace
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+_TO_B = "10.1.0.2"
+_LEGACY = """*mangle
+:FIREWALL - [0:0]
+-A PREROUTING -p udp -j FIREWALL
+-A FIREWALL -p udp -m udp --dport 7001 -j DROP
+-A FIREWALL -p udp -m udp --dport 7002 -j DROP
+COMMIT
+*nat
+-A PREROUTING -d 10.1.0.2/32 -p udp -m udp --dport 7100 -j DNAT --to-destination 10.1.0.2:7200
+COMMIT
+*filter
+-A INPUT -p udp -m udp --dport 7200 -j DROP
+COMMIT
+"""
+_NFT = """table inet t {
+  chain c {
+    type filter hook prerouting priority 5
+    udp dport 7002 drop
+  }
+}
+"""
+
+
+@pytest.fixture
+def cable(netns: Callable[..., str]) -> None:
+    """Lay a cable from a to b."""
+    netns("a")
+    netns("b")
+    nets.veth("a", "a0", "10.1.0.1/24", "b", "b0", f"{_TO_B}/24")
+
+
+@contextlib.contextmanager
+def _watching(rung: str = "reason", **trace: object) -> Iterator[Watch]:
+    settings = Settings(watch=WatchSettings(("b",), rung), trace=replace(TraceSettings(), **trace))
+    watch = Watch(settings, Messages(MessageSettings(), io.StringIO()))
+    watch.open()
+    try:
+        yield watch
+    finally:
+        assert [] == watch.close()
+
+
+def _turn_until(watch: Watch, condition: Callable[[], bool], timeout_s: float = 10) -> None:
+    def turned() -> bool:
+        watch.turn()
+        return condition()
+
+    nets.wait_until(turned, timeout_s, "the condition")
+
+
+def _tables() -> str:
+    return nets.ip_netns_exec("b", "nft", "list", "tables").stdout
+
+
+def _logger() -> str:
+    return nets.ip_netns_exec("b", "cat", "/proc/sys/net/netfilter/nf_log/2").stdout.strip()
+
+
+def _name(watch: Watch, port: int, sport: int = 5555, dst: str = _TO_B) -> None:
+    """Lose a packet, wait until its flow is armed, lose another, wait until it is named."""
+    before = watch.state().naming.named
+    nets.send_udp("a", dst, port, 1, sport=sport)
+    _turn_until(watch, lambda: watch.state().waiting == 1)
+    nets.send_udp("a", dst, port, 1, sport=sport)
+    _turn_until(watch, lambda: watch.state().naming.named == before + 1)
+
+
+@pytest.mark.usefixtures("cable")
+@pytest.mark.parametrize(
+    ("backend", "rules", "text"),
+    [
+        ("legacy", _LEGACY, "-A FIREWALL -p udp -m udp --dport 7002 -j DROP"),
+        ("nft", _LEGACY, "-A FIREWALL -p udp -m udp --dport 7002 -j DROP"),
+        ("nftables", _NFT, "udp dport 7002 drop"),
+    ],
+)
+def test_the_next_packet_names_the_rule(backend: str, rules: str, text: str) -> None:
+    """The first drop arms its flow, the second one is told whole, and nothing stays."""
+    nets.load_rules("b", backend, rules)
+    before = _tables(), _logger()
+    with _watching() as watch:
+        _name(watch, 7002)
+        (((_, answer), amount),) = watch.state().naming.attributed.items()
+        _turn_until(watch, lambda: watch.state().traced == 0)
+
+        assert before == (_tables(), _logger())
+        assert text == answer.text
+        _turn_until(watch, lambda: amount.packets == 2)
+
+
+@pytest.mark.usefixtures("cable")
+def test_our_chains_are_there_only_while_a_flow_waits() -> None:
+    """The table comes with the first flow, and the logger is switched only meanwhile."""
+    nets.load_rules("b", "legacy", _LEGACY)
+    with _watching(wait_s=1.0) as watch:
+        assert "nftrace_" not in _tables()
+        assert "nf_log_ipv4" == _logger()
+        nets.send_udp("a", _TO_B, 7002, 1)
+        _turn_until(watch, lambda: watch.state().waiting == 1)
+        assert "nftrace_watch" in _tables()
+        assert "nfnetlink_log" == _logger()
+        _turn_until(watch, lambda: watch.state().traced == 0)
+        naming = watch.state().naming
+
+    assert ("nf_log_ipv4", "nftrace_" in _tables()) == (_logger(), False)
+    assert (1, 0, 1) == (naming.armed, naming.named, naming.expired)
+    assert {"expired": 1} == naming.untraced
+
+
+@pytest.mark.usefixtures("cable")
+def test_an_answer_is_asked_for_once_a_ruleset() -> None:
+    """Another source's packets are given the known rule; after a change it is asked again."""
+    nets.load_rules("b", "legacy", _LEGACY)
+    with _watching() as watch:
+        _name(watch, 7002)
+        _turn_until(watch, lambda: watch.state().traced == 0)
+        nets.send_udp("a", _TO_B, 7002, 11, sport=6666)
+        counted = watch.state().naming.attributed
+        _turn_until(watch, lambda: sum(one.packets for one in counted.values()) == 13)
+        assert 1 == watch.state().naming.armed
+
+        nets.ip_netns_exec("b", "iptables-legacy", "-t", "mangle", "-I", "FIREWALL")
+        time.sleep(1.1)  # the rules are looked at again once a second
+        _name(watch, 7002, sport=7777)
+        numbers = {answer.rule for _, answer in watch.state().naming.attributed}
+
+    assert {2, 3} == numbers
+
+
+@pytest.mark.usefixtures("cable")
+def test_translation_on_the_way_is_no_obstacle() -> None:
+    """A flow whose destination is translated before it dies is found at its first hook."""
+    nets.load_rules("b", "legacy", _LEGACY)
+    with _watching() as watch:
+        _name(watch, 7100)
+        ((_, answer),) = watch.state().naming.attributed
+
+    assert ("filter", "INPUT", 1) == (answer.table, answer.chain, answer.rule)
+
+
+@pytest.mark.usefixtures("cable")
+def test_what_ebpf_names_at_once_arms_nothing() -> None:
+    """On the highest rung the rule is in the count, and no flow ever waits."""
+    nets.load_rules("b", "legacy", _LEGACY)
+    with _watching("auto") as watch:
+        nets.send_udp("a", _TO_B, 7002, 13)
+        _turn_until(watch, lambda: watch.state().recorded >= 13)
+        state = watch.state()
+
+    assert Rung.RULE == state.rung
+    assert [("FIREWALL", 2, 13)] == [(r.chain, r.rule, r.packets) for r in state.drops]
+    assert (0, {}) == (state.naming.armed, state.naming.untraced)
+
+
+@pytest.mark.usefixtures("cable")
+def test_a_rung_that_knows_the_table_is_given_the_rule() -> None:
+    """What was attributed moves to its rule, and no packet is counted twice or lost."""
+    nets.load_rules("b", "legacy", _LEGACY)
+    with _watching("hook") as watch:
+        _name(watch, 7002)
+        nets.send_udp("a", _TO_B, 7002, 5, sport=6666)
+        nets.send_udp("a", _TO_B, 7001, 3, sport=6666)
+        _turn_until(watch, lambda: sum(row.packets for row in watch.state().drops) == 10)
+        _turn_until(watch, lambda: _by_rule(watch).get(2) == 7)
+
+        assert {2: 7, None: 3} == {k: n for k, n in _by_rule(watch).items() if n}
+
+
+def _by_rule(watch: Watch) -> dict[int | None, int]:
+    return {row.rule: row.packets for row in watch.state().drops}
+
+
+def _send_flows(first: int, count: int) -> None:
+    """Send *count* packets, each of a flow and a class of its own, numbered from *first* on."""
+    destination = socket.inet_aton(_TO_B)
+    with (
+        nets.in_netns("a"),
+        socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW) as raw,
+    ):
+        for number in range(first, first + count):
+            source = struct.pack(">I", 0x0A020000 + number)
+            header = struct.pack(">BBHHHBBH", 0x45, 0, 28, 0, 0, 64, 17, 0) + source + destination
+            raw.sendto(header + struct.pack(">HHHH", 5000, number, 8, 0), (_TO_B, 0))
+
+
+@pytest.mark.usefixtures("cable")
+def test_a_flood_of_flows_stays_within_the_budget() -> None:
+    """30,011 flows: never more wait than are allowed, and every packet is accounted for."""
+    nets.load_rules(
+        "b",
+        "nftables",
+        "table ip t { chain c {\n type filter hook prerouting "
+        "priority 5\n udp sport 5000 drop\n }\n}\n",
+    )
+    most = 0
+    with _watching(flows=31, wait_s=2.0, cpu_percent=20.0) as watch:
+        for first in range(0, 30_011, 4_288):
+            _send_flows(first, min(4_288, 30_011 - first))
+            watch.turn()
+            most = max(most, watch.state().waiting)
+        inode = find_namespace("b").inode
+        _turn_until(watch, lambda: watch.state().waiting == 0)
+        state = watch.state()
+        dropped = sum(row.packets for row in state.drops if row.netns == inode)
+
+    assert most == 31
+    assert 31 <= state.naming.armed <= 7 * 31
+    assert 30_011 == dropped
+    assert dropped == sum(state.naming.untraced.values())
+    assert {"flood", "flows", "expired"} == state.naming.untraced.keys()
+
+
+@pytest.mark.usefixtures("cable")
+def test_the_kernel_itself_stops_at_the_packets_of_the_budget() -> None:
+    """A flow that sends 20,011 packets at once is traced to its second's share alone."""
+    nets.load_rules("b", "nftables", _NFT)
+    with _watching(packets_per_second=56, namespaces=8) as watch:
+        nets.send_udp("a", _TO_B, 7002, 1, sport=5555)
+        _turn_until(watch, lambda: watch.state().waiting == 1)
+        started_s = time.monotonic()
+        nets.flood("a", _TO_B, 7002, 20_011, sport=5555)
+        passed_s = time.monotonic() - started_s
+        listed = nets.ip_netns_exec("b", "nft", "list", "counters").stdout
+        over = int(listed.partition("packets ")[2].split()[0])
+        _turn_until(watch, lambda: watch.state().naming.named == 1)
+
+    assert 7 <= 20_011 - over <= 7 * (passed_s + 1) + 1
+
+
+@pytest.mark.usefixtures("cable")
+def test_a_namespace_that_goes_takes_its_flows_along(netns: Callable[..., str]) -> None:
+    """A namespace that is deleted while its flow waits is let go, and is really gone."""
+    netns("spare")
+    nets.load_rules("b", "legacy", _LEGACY)
+    with _watching(wait_s=60.0) as watch:
+        nets.send_udp("a", _TO_B, 7002, 1)
+        _turn_until(watch, lambda: watch.state().waiting == 1)
+        nets.ip_netns_exec("b", "ip", "link", "delete", "b0")
+        nets.run("ip", "netns", "delete", "b")
+        _turn_until(watch, lambda: not watch.state().namespaces)
+
+        assert (0, 0) == (watch.state().waiting, watch.state().traced)
+    nets.add_netns("b")
+
+
+@pytest.mark.usefixtures("cable")
+def test_a_syn_that_comes_twice_is_followed_on_request() -> None:
+    """With the option, a SYN seen twice in the packet path is told as having got through."""
+    with _watching(twice_seen_syns=True) as watch:
+        _turn_until(watch, lambda: watch.state().traced == 1)
+        nets.send_tcp_syn("a", _TO_B, 9999, 1, sport=4001)
+        nets.send_tcp_syn("a", _TO_B, 9999, 1, sport=4002)
+        nets.send_tcp_syn("a", _TO_B, 9999, 1, sport=4002)
+        _turn_until(watch, lambda: watch.state().naming.unanswered == 1)
