@@ -17,6 +17,8 @@
  *    (info, chain, type). It is called for every verdict of
  *    the machine while any rule, hooked or not, says `meta nftrace set`.
  */
+#include "registers.h"
+
 #ifndef NT_HEADERS /* without BTF nobody says which shape it is */
 #define NT_TRACETYPE_POLICY 1
 #define NT_TRACETYPE_RULE 3
@@ -87,24 +89,6 @@ int on_ip6t_exit(struct bpf_raw_tracepoint_args *ctx)
 #endif
 	return 0;
 }
-
-#if defined(__x86_64__)
-#define NT_PARM(ctx, n) NT_PARM_##n(ctx)
-#define NT_PARM_0(ctx) ((ctx)->di)
-#define NT_PARM_1(ctx) ((ctx)->si)
-#define NT_PARM_2(ctx) ((ctx)->dx)
-#define NT_PARM_3(ctx) ((ctx)->cx)
-#define NT_PARM_4(ctx) ((ctx)->r8)
-#define NT_RESULT(ctx) ((ctx)->ax)
-#define NT_STACK(ctx) ((ctx)->sp)
-/* The return address is on the stack at the entry and no more at the return. */
-#define NT_RETURN_BYTES 8
-#else
-#define NT_PARM(ctx, n) ((ctx)->regs[n])
-#define NT_RESULT(ctx) ((ctx)->regs[0])
-#define NT_STACK(ctx) ((ctx)->sp)
-#define NT_RETURN_BYTES 0
-#endif
 
 NT_INLINE int nt_enter_table(u64 frame, u64 table, u64 skb, u64 state)
 {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from typing import TYPE_CHECKING
 
 from tests.kernel import nets
@@ -14,8 +13,7 @@ if TYPE_CHECKING:
 
 
 def _check(*words: str) -> str:
-    command = (sys.executable, "-m", "tracer.cli.main", "check", *words)
-    return nets.ip_netns_exec("a", *command, cwd=nets.ROOT).stdout
+    return nets.nftrace("a", "check", *words).stdout
 
 
 def test_the_rung_and_its_cost_are_told(netns: Callable[..., str]) -> None:

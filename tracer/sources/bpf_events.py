@@ -3,7 +3,7 @@ Where followed packets begin and end, told by the kernel with its own time stamp
 
 Raw tracepoints see every packet of the machine while this is open; which of them are
 told is decided in the kernel. Delivery is seen by a program at the end of each
-namespace's input hook, which Linux 6.4 and newer allow.
+namespace's input hook, which Linux 6.4 and newer allow, else by probes on what follows.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from bpf.syscalls import (
 from tracer.core.drop_events import decode_skb_events
 from tracer.core.drop_flows import fill_matches
 from tracer.errors import KernelRefusedError, KernelUnsupportedError
+from tracer.sources.bpf_delivery import PROGRAMS, Trial, attach_delivery
 from tracer.sources.netns import Netns, entered
 
 if TYPE_CHECKING:
@@ -56,13 +57,14 @@ _TRACEPOINTS = {
     "on_send": "net_dev_start_xmit",
 }
 _SPEC = ObjectSpec(
-    source="events.bpf.c",
+    source="events.bpf.c+deliver.bpf.c",
     programs=(
         *(ProgramSpec(name, PROG_TYPE_RAW_TRACEPOINT) for name in _TRACEPOINTS),
         ProgramSpec("on_deliver", PROG_TYPE_NETFILTER, ATTACH_NETFILTER, optional=True),
+        *PROGRAMS,
     ),
     maps=("matches", "namespaces", "stats", "events"),
-    types=("sk_buff", "net", "net_device", "sock", "dst_entry", "nf_hook_state"),
+    types=("sk_buff", "net", "net_device", "sock", "dst_entry", "nf_hook_state", "pt_regs"),
     enums=("skb_drop_reason",),
     defines={"NT_RING_PAGES": _RING_PAGES},
 )
@@ -106,7 +108,7 @@ class SkbEvents:
             raise
 
     def _open_programs(self) -> None:
-        room = {"NT_NAMESPACES_MAX": max(1, len(self.namespaces))}
+        room = {"NT_NAMESPACES_MAX": len(self.namespaces) + 1}  # and a trial's
         loaded = load(replace(_SPEC, defines={**_SPEC.defines, **room}))
         self._maps = loaded.maps
         self._descriptors += [*loaded.maps.values(), *loaded.programs.values()]
@@ -121,10 +123,22 @@ class SkbEvents:
             self._descriptors.append(attach_raw_tracepoint(tracepoint, loaded.programs[program]))
         deliver = loaded.programs.get("on_deliver")
         if deliver is not None:
-            # A kernel without the links leaves delivery unseen, and says so by this flag.
             with contextlib.suppress(KernelUnsupportedError):
                 self._link(deliver)
                 self.sees_delivery = True
+        if not self.sees_delivery:
+            # A kernel without either leaves delivery unseen, and says so by this flag.
+            with contextlib.suppress(KernelUnsupportedError):
+                self._descriptors += attach_delivery(loaded, self._trial(told))
+                self.sees_delivery = True
+
+    def _trial(self, told: MapFile) -> Trial:
+        return Trial(
+            tell=lambda inode: told.update(inode.to_bytes(4, sys.byteorder), b"\1"),
+            forget=lambda inode: told.delete(inode.to_bytes(4, sys.byteorder)),
+            arm=self.arm,
+            read=self.read,
+        )
 
     def _link(self, program: int) -> None:
         for namespace in self.namespaces:
