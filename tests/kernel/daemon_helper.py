@@ -134,7 +134,7 @@ def spawn_daemon(
     command = (sys.executable, "-m", "tracer.cli.main", "daemon", "--config", str(config))
     options = {"cwd": nets.ROOT, "env": {**os.environ, **(env or {})}}
     with (
-        log.open("a", encoding="utf-8") as err,
+        log.open("w", encoding="utf-8") as err,
         nets.spawn(str(os.getpid()), *command, stderr=err, **options) as process,
     ):
         yield Daemon(process, config, log)

@@ -31,6 +31,9 @@ def daemon(*, config: str | None, print_config: bool, check_config: bool) -> int
     if os.geteuid() != 0:
         message = "watching drops needs root (CAP_BPF, CAP_PERFMON, CAP_NET_ADMIN, CAP_SYS_ADMIN)"
         raise KernelRefusedError(message, "run it by its unit, or with sudo")
+    # numpy's library of linear algebra, which is not used, would start threads that keep
+    # the capabilities that this one gives back.
+    os.environ["OPENBLAS_NUM_THREADS"] = "1"
     # numpy and the sources take a while to import: not for a look at the settings.
     from tracer.daemon.run import Daemon  # noqa: PLC0415
 
