@@ -281,6 +281,15 @@ def test_passed_over_rules_stand_before_the_step() -> None:
     assert ["1", "2", "3", "4", "5"] == [n for n in numbers if n.isdigit()]
 
 
+def test_the_table_stands_in_its_first_row() -> None:
+    """Rules passed over in a table's first chain do not look like the table's above."""
+    rules = [Rule(1, "-A PREROUTING -p tcp -j ACCEPT", "iptables", Verdict.ACCEPT)]
+    lines = printed((article()[1],), passed_over={0: rules}).splitlines()
+    rows = [line.split() for line in lines if "PREROUTING " in line and "DROPPED" not in line]
+
+    assert [["mangle", "PREROUTING", "1"], ["PREROUTING", "1", "-d"]] == [row[:3] for row in rows]
+
+
 def test_long_chain_passed_over_is_bounded() -> None:
     """Of thousands of passed over rules the last are listed and the rest counted."""
     rules = [Rule(n, "-A X -j LOG", "iptables", Verdict.CONTINUE) for n in range(1, 5004)]

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import re
 import signal
 import sys
 import tempfile
@@ -18,7 +20,7 @@ import time
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from tests.kernel import nets
 
@@ -26,10 +28,15 @@ if TYPE_CHECKING:
     import subprocess
     from collections.abc import Iterator, Sequence
 
-__all__ = ["Following", "Told", "Way", "follow", "way"]
+__all__ = ["Following", "Speaking", "Told", "Way", "follow", "follow_text", "way"]
 
 _ARM_S = 20.0
 _END_S = 30.0
+_INTERRUPTED = 130
+_CLOCK = re.compile(r"\b\d\d:\d\d:\d\d\.\d{6}\b")
+_LATER = re.compile(r"\b\d+\.\d m?s later\b")
+
+_Run = TypeVar("_Run", bound="Following")
 
 #: A journey in short: (table, chain, rule, verdict) of each step, rule None for a policy.
 Way = tuple[tuple[str, str, int | None, str], ...]
@@ -110,6 +117,27 @@ class Following:
         return Told(journeys, summary, status, errors)
 
 
+class Speaking(Following):
+    """A follow that is armed and tells people: its ends give text."""
+
+    def finish_text(self, last: str, count: int = 1, *, wait_s: float = 10.0) -> str:
+        """
+        Interrupt it once *last* was written *count* times; return all that it wrote.
+
+        Times of day are replaced by TIME, and differences of time by SOON.
+        """
+
+        def is_told() -> bool:
+            return self._output.read_text(encoding="utf-8").count(last) >= count
+
+        nets.wait_until(is_told, wait_s, f"{last!r}, {count} times")
+        self.process.send_signal(signal.SIGINT)
+        assert self.process.wait(_END_S) == _INTERRUPTED, self._errors.read_text()
+        assert "" == self._errors.read_text(encoding="utf-8")
+        text = _CLOCK.sub("TIME", self._output.read_text(encoding="utf-8"))
+        return _LATER.sub("SOON", text)
+
+
 @contextlib.contextmanager
 def follow(ns: str, *words: str, armed_in: Sequence[str] = ()) -> Iterator[Following]:
     """
@@ -118,27 +146,34 @@ def follow(ns: str, *words: str, armed_in: Sequence[str] = ()) -> Iterator[Follo
     *armed_in* are the namespaces to wait for, by default *ns*. It is killed at the
     end of the block unless it has ended.
     """
-    command = (
-        sys.executable,
-        "-m",
-        "tracer.cli.main",
-        "follow",
-        "-o",
-        "json",
-        "--ends",
-        "off",
-        *words,
-    )
+    with _run(Following, ns, ("-o", "json", "--ends", "off", *words), armed_in) as run:
+        yield run
+
+
+@contextlib.contextmanager
+def follow_text(ns: str, *words: str, armed_in: Sequence[str] = ()) -> Iterator[Speaking]:
+    """Run `nftrace follow WORDS` in *ns*, in 100 columns without colour; else as follow()."""
+    with _run(Speaking, ns, ("--ends", "off", *words), armed_in) as run:
+        yield run
+
+
+@contextlib.contextmanager
+def _run(
+    kind: type[_Run], ns: str, words: Sequence[str], armed_in: Sequence[str]
+) -> Iterator[_Run]:
+    command = (sys.executable, "-m", "tracer.cli.main", "follow", *words)
+    environment = {**os.environ, "COLUMNS": "100", "PYTHONUTF8": "1"}
     with tempfile.TemporaryDirectory(prefix="follow-") as folder:
         output, errors = Path(folder, "stdout"), Path(folder, "stderr")
+        options = {"cwd": nets.ROOT, "env": environment}
         with (
             output.open("wb") as out,
             errors.open("wb") as err,
-            nets.spawn(ns, *command, stdout=out, stderr=err, cwd=nets.ROOT) as process,
+            nets.spawn(ns, *command, stdout=out, stderr=err, **options) as process,
         ):
             for name in armed_in or (ns,):
                 _wait_armed(process, name, errors)
-            yield Following(process, output, errors)
+            yield kind(process, output, errors)
 
 
 def _wait_armed(process: subprocess.Popen[str], ns: str, errors: Path) -> None:

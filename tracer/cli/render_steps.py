@@ -74,6 +74,7 @@ class StepRows:
     def _measure(self, steps: Sequence[Step], others: Sequence[Rule]) -> _Columns:
         table = max((cells(self._table(step)) for step in steps), default=0)
         stacked = self._width < (_NARROW if table > _LONG_TABLE else _VERY_NARROW)
+        table = min(table, self._width // 4)
         verdict = max((cells(self._verdict(step)) for step in steps), default=0)
         places = [cells(self._word(step.chain)) + len(self._number(step)) for step in steps]
         places += [len(str(rule.number)) for rule in others]
@@ -121,12 +122,14 @@ class StepRows:
             name = self._table(step)
             if self._columns.stacked and name != table:
                 yield self._fit(Text(" " * _STEP_INDENT).append(name, theme.PLACE))
-            yield from self._passed_over(passed_over.get(index, ()), step.chain)
             shown = "" if self._columns.stacked or name == table else name
-            yield from self._row(step, shown, whole=index == last)
+            others = passed_over.get(index, ())
+            yield from self._passed_over(others, step.chain, shown)
+            # The table stands in its first row, which may be of a rule that was passed over.
+            yield from self._row(step, "" if others else shown, whole=index == last)
             table = name
             yield from self._changes(step.changes)
-        yield from self._passed_over(passed_over.get(last + 1, ()), "")
+        yield from self._passed_over(passed_over.get(last + 1, ()), "", "")
 
     def _heading(self, journey: Journey, step: Step) -> Iterator[Text]:
         hook = "HOOK NOT KNOWN" if step.hook is None else self._word(step.hook).upper()
@@ -166,19 +169,21 @@ class StepRows:
         yield self._fit(first.append(self._verdict(step), theme.VERDICT_STYLES[step.verdict]))
         yield from lines[1:]
 
-    def _passed_over(self, rules: Sequence[Rule], chain: str) -> Iterator[Text]:
+    def _passed_over(self, rules: Sequence[Rule], chain: str, table: str) -> Iterator[Text]:
         shown = rules
         if len(rules) > PASSED_OVER_SHOWN:
             shown = rules[-PASSED_OVER_SHOWN:]
             left_out = f"({len(rules) - len(shown):,} more above)"
-            yield self._fit(self._quiet("", self._symbols.more, left_out))
+            yield self._fit(self._quiet(table, "", self._symbols.more, left_out))
+            table = ""
         for rule in shown:
             text = self._word(rule_text(rule.text, chain or None))
-            yield self._fit(self._quiet(self._word(chain), str(rule.number), text))
+            yield self._fit(self._quiet(table, self._word(chain), str(rule.number), text))
+            table = ""
 
-    def _quiet(self, chain: str, number: str, text: str) -> Text:
+    def _quiet(self, table: str, chain: str, number: str, text: str) -> Text:
         room = self._columns.text + self._columns.verdict + 1
-        line = self._start("", chain, number)
+        line = self._start(table, chain, number)
         line.append(shorten_rule(text, room, self._symbols.more))
         line.stylize(theme.QUIET)
         return line
