@@ -94,15 +94,24 @@ class PcapngWriter:
         the namespace. What is not IP, as on a bridge, has no place under this link type and is
         counted in `passed_over`.
         """
-        captured = network + transport
-        if not captured or captured[0] >> 4 not in _IP_VERSIONS:
+        length = journey.packet.length or 0
+        headers = network + transport
+        return self.write_packet(journey.start_ns, length, headers, comment or journey.netns)
+
+    def write_packet(self, time_ns: int, length: int, headers: bytes, comment: str) -> bool:
+        """
+        Write a packet of *length* bytes, of which *headers* were seen, as `write` does.
+
+        Units: *time_ns* is nanoseconds since the epoch.
+        """
+        if not headers or headers[0] >> 4 not in _IP_VERSIONS:
             self.passed_over += 1
             return False
-        stamp = journey.start_ns // 1000
-        length = max(journey.packet.length or 0, len(captured))
-        head = struct.pack("<IIIII", 0, stamp >> 32, stamp & 0xFFFFFFFF, len(captured), length)
-        options = _text_option(_COMMENT, comment or journey.netns) + _END_OF_OPTIONS
-        self._file.write(_block(_ENHANCED_PACKET, head + _padded(captured) + options))
+        stamp = time_ns // 1000
+        length = max(length, len(headers))
+        head = struct.pack("<IIIII", 0, stamp >> 32, stamp & 0xFFFFFFFF, len(headers), length)
+        options = _text_option(_COMMENT, comment) + _END_OF_OPTIONS
+        self._file.write(_block(_ENHANCED_PACKET, head + _padded(headers) + options))
         return True
 
     def flush(self) -> None:

@@ -60,6 +60,8 @@ class LogReader:
         self._base = duckdb.connect(":memory:")
         self._base.execute(f"SET memory_limit = '{memory_mb}MB'")
         self._base.execute("SET preserve_insertion_order = false")
+        # Nothing is written beside a log that is only read.
+        self._base.execute("SET temp_directory = ''")
         self._snapshot = Snapshot(directory)
 
     @property
@@ -86,28 +88,52 @@ class LogReader:
         marks.
         Errors: duckdb.Error for what is no query.
         """
-        rows: list[tuple[Any, ...]] = self._run(
-            sql, selection or Selection(), values, lambda found: found.fetchall()
-        )
+        rows: list[tuple[Any, ...]] = self._run(sql, selection or Selection(), values, "fetchall")
         return rows
 
     def arrow(
         self, sql: str, selection: Selection | None = None, values: Sequence[object] = ()
     ) -> Any:  # noqa: ANN401 - pyarrow has no types
         """Return what `query` does as a pyarrow table."""
-        return self._run(
-            sql, selection or Selection(), values, lambda found: found.to_arrow_table()
-        )
+        return self._run(sql, selection or Selection(), values, "to_arrow_table")
 
     def batches(self, table: str, selection: Selection | None = None) -> Iterator[Any]:
         """
         Yield a table's chosen rows as pyarrow batches, in the order they were written.
 
+        One segment at a time is in memory. Of journeys, those that may match.
         Errors: KeyError for a table that there is none of.
         """
-        names = ", ".join(TABLES[table].names)
-        sql = f"SELECT {names} FROM {table} ORDER BY ordinal"  # noqa: S608 - the schema's names
-        yield from self.arrow(sql, selection).to_batches(_BATCH_ROWS)
+        selection = selection or Selection()
+        condition = _filled(*where(table, selection))
+        for path, columns in self._snapshot.sealed(table, selection):
+            source = f"read_parquet({_quoted(path)})"
+            yield from self._segment(TABLES[table], columns, source, condition)
+        for found in self._snapshot.open(table):
+            with self._base.cursor() as cursor:
+                cursor.register("open_segment", found)
+                yield from self._segment(
+                    TABLES[table], found.column_names, "open_segment", condition, cursor
+                )
+
+    def _segment(
+        self,
+        table: Table,
+        columns: Sequence[str],
+        source: str,
+        condition: str,
+        cursor: Any = None,  # noqa: ANN401 - duckdb has no types
+    ) -> Iterator[Any]:
+        select = f"SELECT {_projection(table, columns)} FROM {source}"  # noqa: S608 - ours
+        sql = f"SELECT * FROM ({select}) WHERE {condition} ORDER BY ordinal"  # noqa: S608 - ours
+        try:
+            found = (cursor or self._base).sql(sql).to_arrow_table()
+        except duckdb.IOException as exc:
+            if not self._snapshot.is_stale():
+                raise
+            self._snapshot.note(source, "retired", f"gone before it was read: {exc}")
+            return
+        yield from found.to_batches(_BATCH_ROWS)
 
     def journeys(self, selection: Selection | None = None) -> Iterator[StoredJourney]:
         """Yield the journeys that match, in the order they were written."""
@@ -170,13 +196,13 @@ class LogReader:
         sql: str,
         selection: Selection,
         values: Sequence[object],
-        fetch: Any,  # noqa: ANN401
+        fetch: str,
     ) -> Any:  # noqa: ANN401 - as duckdb has it
         for _ in range(_TRIES):
             try:
                 with self._base.cursor() as cursor:
                     self._make_views(cursor, sql, selection)
-                    return fetch(cursor.execute(sql, list(values)))
+                    return getattr(cursor.sql(sql, params=list(values)), fetch)()
             except duckdb.IOException:
                 if not self._snapshot.is_stale():
                     raise
@@ -198,7 +224,10 @@ class LogReader:
 
     def _body(self, cursor: Any, table: Table, selection: Selection) -> str:  # noqa: ANN401
         parts = []
-        for columns, paths in self._snapshot.sealed(table.name, selection):
+        groups: dict[tuple[str, ...], list[Path]] = {}
+        for path, columns in self._snapshot.sealed(table.name, selection):
+            groups.setdefault(columns, []).append(path)
+        for columns, paths in groups.items():
             files = ", ".join(map(_quoted, paths))
             source = f"read_parquet([{files}])"
             parts.append(f"SELECT {_projection(table, columns)} FROM {source}")  # noqa: S608

@@ -14,7 +14,7 @@ from exporters.log.segments import list_segments
 from tracer.core.log_schema import VERSION
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator
     from pathlib import Path
 
     from exporters.log.segments import Open, Sealed
@@ -82,18 +82,13 @@ class Snapshot:
         """Tell whether a segment is gone that was there."""
         return not all(one.path.exists() for one in self._listing.sealed)
 
-    def sealed(
-        self, table: str, selection: Selection
-    ) -> list[tuple[tuple[str, ...], Sequence[Path]]]:
-        """Return the paths that may hold chosen rows, by the columns that they have."""
-        groups: dict[tuple[str, ...], list[Path]] = {}
+    def sealed(self, table: str, selection: Selection) -> Iterator[tuple[Path, tuple[str, ...]]]:
+        """Yield the segments that may hold chosen rows, in order, each with its columns."""
         for one in self._listing.sealed:
-            if one.table != table or not _overlaps(one, selection):
-                continue
-            columns = self._check(one)
-            if columns is not None:
-                groups.setdefault(columns, []).append(one.path)
-        return list(groups.items())
+            if one.table == table and _overlaps(one, selection):
+                columns = self._check(one)
+                if columns is not None:
+                    yield one.path, columns
 
     def open(self, table: str) -> list[Any]:
         """Return what the table's open segments hold, as pyarrow tables with rows."""

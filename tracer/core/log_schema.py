@@ -22,7 +22,7 @@ from enum import StrEnum
 __all__ = ["CHANGES", "DROPS", "JOURNEYS", "LOSSES", "TABLES", "VERSION", "Column", "Kind", "Table"]
 
 #: Raised when a column is added.
-VERSION = 1
+VERSION = 2
 
 
 class Kind(StrEnum):
@@ -115,7 +115,8 @@ word: reason
 #: One row a drop that was recorded. `weight` is how many drops it stands for; `kind` is
 #: rule, policy, table, hook or other; `certain` 0 where the rule is one of several; `ct` is
 #: enum ip_conntrack_info plus one; `location` is the freeing address outside netfilter;
-#: `device` is where the packet was when it died, `in_device` where it came in.
+#: `device` is where the packet was when it died, `in_device` where it came in. `expected` is
+#: 1 where the configuration names the drop as intended (since version 2).
 DROPS = Table(
     "drops",
     _columns(
@@ -123,7 +124,7 @@ DROPS = Table(
         + _PACKET.lstrip("\n")
         + "uint32: weight mark\nuint8: ct certain\nword: in_device device kind"
         + _PLACE
-        + "uint64: location"
+        + "uint64: location\nuint8: expected"
     ),
 )
 

@@ -1,0 +1,89 @@
+"""What the commands that read the log share: where it is, and which part of it."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import click
+
+from tracer.cli.options import read_filter
+from tracer.cli.times import read_time
+from tracer.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from exporters.log.reader import LogReader
+    from exporters.log.select import Selection
+
+__all__ = [
+    "LOG_DIRECTORY",
+    "log_option",
+    "open_log",
+    "read_selection",
+    "tell_problems",
+    "time_options",
+]
+
+#: Where the daemon writes unless told.
+LOG_DIRECTORY: Final = "/var/lib/nftrace/log"
+
+Command = TypeVar("Command", bound="Callable[..., Any]")
+
+
+def log_option(command: Command) -> Command:
+    """Give a command the option that names the log."""
+    return click.option(
+        "--log",
+        "log_directory",
+        metavar="DIR",
+        default=LOG_DIRECTORY,
+        help=f"the log's folder, also a copy of one (default: {LOG_DIRECTORY})",
+    )(command)
+
+
+def time_options(command: Command) -> Command:
+    """Give a command the options that narrow the time."""
+    until = click.option("--until", metavar="TIME", help="… and not after that")
+    since = click.option(
+        "--since", metavar="TIME", help="not before: 2026-11-23T17:22, 17:22, or 5m (ago)"
+    )
+    return since(until(command))
+
+
+def open_log(directory: str) -> LogReader:
+    """
+    Return a reader of the log.
+
+    Errors: OutputError where there is none or it may not be read.
+    """
+    from exporters.log.reader import LogReader  # noqa: PLC0415 - 0.2 s that others need not wait
+
+    return LogReader(Path(directory))
+
+
+def read_selection(words: Mapping[str, Any]) -> Selection:
+    """
+    Return what the filter's words, the namespaces and the times choose.
+
+    Errors: UsageError that names the word which is wrong.
+    """
+    from exporters.log.select import Selection  # noqa: PLC0415 - as above
+
+    now = datetime.now().astimezone()
+    since = read_time("--since", words["since"], now)
+    until = read_time("--until", words["until"], now)
+    if since is not None and until is not None and since > until:
+        message = f"--since {words['since']} is after --until {words['until']}"
+        raise UsageError(message, "exchange them")
+    named = () if "all" in words["netns"] else tuple(words["netns"])
+    return Selection(read_filter(words), since, until, named)
+
+
+def tell_problems(reader: LogReader) -> None:
+    """Say on standard error what of the log could not be told; a torn end is no news."""
+    for problem in reader.problems:
+        if problem.kind != "torn":
+            click.echo(f"nftrace: {problem.name}: {problem.kind}: {problem.what}", err=True)
