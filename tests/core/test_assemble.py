@@ -25,7 +25,13 @@ from tests.core.trace_kernel import (
     interleave,
     journeys_of,
 )
-from tracer.core.assemble import MAX_OPEN_EVENTS, QUEUE_QUIET_NS, QUIET_NS, Assembler
+from tracer.core.assemble import (
+    MAX_OPEN_EVENTS,
+    QUEUE_QUIET_NS,
+    QUIET_NS,
+    STALL_NS,
+    Assembler,
+)
 from tracer.core.events import EVENT, LEGACY, NO_PACKET, PACKET, TraceBatch
 from tracer.core.identity import assign
 from tracer.core.overlaps import take_apart
@@ -214,7 +220,7 @@ def _said(table: StepTable, *words: object, legacy: bool = False, header: bool =
     """Make an event of (table, chain, kind, handle or number, verdict)."""
     name, chain, kind, number, verdict = words
     nft = (None, number, verdict) if not legacy else (number, None, None)
-    hook = "prerouting" if legacy else None
+    hook = ("postrouting" if chain == "POSTROUTING" else "prerouting") if legacy else None
     step = TraceStep(
         "legacy" if legacy else "nft", "ip", hook, str(name), str(chain), str(kind), *nft, None
     )  # type: ignore[arg-type]
@@ -247,9 +253,9 @@ def test_nothing_comes_of_nothing() -> None:
     assert [(1,)] == journeys_of([assembler.flush(book)])
 
 
-@pytest.mark.parametrize(("verdict", "quiet"), [(1, QUIET_NS), (3, QUEUE_QUIET_NS)])
+@pytest.mark.parametrize(("verdict", "quiet"), [(1, STALL_NS), (3, QUEUE_QUIET_NS)])
 def test_silence_ends_a_journey(verdict: int, quiet: int) -> None:
-    """A silent journey ends after its time, one in a queue after the longer one."""
+    """A silent journey ends when its processor cannot be what stopped it, a queued one later."""
     table = StepTable()
     said = _said(table, "one", "fwd", "rule", 11, verdict)
     assembler, book, batch = _lone((_armed(table), 1), (said, 1), table=table)
@@ -260,6 +266,45 @@ def test_silence_ends_a_journey(verdict: int, quiet: int) -> None:
     assert [(1, 2)] == journeys_of([told])
     assert [True] == _complete(told)
     assert [NOW_NS] == told.started_ns.tolist()
+
+
+def test_silence_at_the_last_hook_is_short() -> None:
+    """Behind all rules of the last hook nothing is waited for but the rest of the hook."""
+    table = StepTable()
+    said = _said(table, "mangle", "POSTROUTING", "policy", 2, None, legacy=True)
+    assembler, book, batch = _lone((_armed(table), 1), (said, 0), table=table)
+
+    assert 0 == len(assembler.add(batch, book, NOW_NS))
+    assert 0 == len(assembler.add(NOTHING, book, NOW_NS + QUIET_NS))
+    assert [(1, 2)] == journeys_of([assembler.add(NOTHING, book, NOW_NS + QUIET_NS + 1)])
+
+
+def test_silence_is_not_measured_by_the_wall_clock() -> None:
+    """A wall clock that is set, back or ahead, ends no journey earlier or later."""
+    table = StepTable()
+    said = _said(table, "one", "fwd", "rule", 11, 1)
+    assembler, book, batch = _lone((_armed(table), 1), (said, 1), table=table)
+    hour_ns = 3_600_000_000_000
+
+    assert 0 == len(assembler.add(batch, book, NOW_NS, taken_ns=1))
+    assert 0 == len(assembler.add(NOTHING, book, NOW_NS + hour_ns, taken_ns=1 + STALL_NS))
+    told = assembler.add(NOTHING, book, NOW_NS - hour_ns, taken_ns=2 + STALL_NS)
+    assert [(1, 2)] == journeys_of([told])
+    assert [NOW_NS] == told.started_ns.tolist()
+
+
+def test_a_processor_that_stands_still_splits_no_journey() -> None:
+    """A packet that is stopped before its last hook, for up to a second, is told whole."""
+    table = StepTable()
+    rule = _said(table, "one", "fwd", "rule", 11, 1, header=False)
+    drop = _said(table, "one", "fwd", "rule", 12, 0)
+    assembler, book, first = _lone((_armed(table), 1), (rule, 1), table=table)
+
+    assert 0 == len(assembler.add(first, book, NOW_NS))
+    assert 0 == len(assembler.add(NOTHING, book, NOW_NS + STALL_NS))
+    told = assembler.add(batch_of([(drop, 1)]), book, NOW_NS + STALL_NS)
+    assert [3] == np.diff(told.bounds).tolist()
+    assert [True] == _complete(told) == told.whole.tolist()
 
 
 def test_the_last_chain_ends_a_journey_at_once() -> None:

@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING
 
 from tests.kernel import nets
-from tracer.core.assemble import QUIET_NS
+from tracer.core.assemble import STALL_NS
 from tracer.core.filters import Filter
 from tracer.core.journey import EndingKind
 from tracer.pipeline import choose
@@ -75,7 +75,7 @@ def test_reader_that_is_late_splits_no_journey(netns: Callable[..., str]) -> Non
         (trace,) = follow.traces
         nets.flood("snd", _DST, _PORT, packets)
         told, count = trace.receive()
-        time.sleep(2 * QUIET_NS / 1e9)
+        time.sleep(2 * STALL_NS / 1e9)
         told += trace.advance()
         chosen = _choose([*told, *_read_all(trace), *follow.drain()])
 

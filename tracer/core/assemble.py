@@ -43,15 +43,21 @@ if TYPE_CHECKING:
     from tracer.core.events import TraceBatch
     from tracer.core.step_book import StepBook
 
-__all__ = ["MAX_OPEN_EVENTS", "QUIET_NS", "Assembler", "Journeys"]
+__all__ = ["MAX_OPEN_EVENTS", "QUIET_NS", "STALL_NS", "Assembler", "Journeys"]
 
 #: Events of journeys that have not ended yet. 200,000 events are 30 MB with their headers,
 #: twenty thousand packets on their way through one host; more are let go unfinished.
 MAX_OPEN_EVENTS = 200_000
 
-#: A journey without an event for this long has ended where we do not see: a packet passes
-#: all of netfilter within microseconds.
+#: A journey without an event for this long, behind its last hook, has ended: a packet
+#: passes all of netfilter within microseconds.
 QUIET_NS = 200_000_000
+
+#: Before its last hook a packet may have been stopped with its processor, which a virtual
+#: machine may do without for this long. Where many packets are open, waiting costs more
+#: than a journey in two parts.
+STALL_NS = 1_000_000_000
+_MANY_OPEN = 50_000
 
 #: A journey whose last verdict was a queue waits for a program in user space.
 QUEUE_QUIET_NS = 2_000_000_000
@@ -65,6 +71,7 @@ class _Rows(NamedTuple):
 
     events: npt.NDArray[np.void]
     received: npt.NDArray[np.int64]
+    taken: npt.NDArray[np.int64]
     lost: npt.NDArray[np.int64]
     doubtful: npt.NDArray[np.bool_]
 
@@ -107,7 +114,7 @@ class Assembler:
         self.evicted = 0
         self._rows = _no_rows()
         self._packets = np.zeros(0, PACKET)
-        self._hole_ns = -_TAIL_NS
+        self._hole_ns: int | None = None
         self._hole_lost = 0
 
     @property
@@ -121,6 +128,7 @@ class Assembler:
         book: StepBook,
         received_ns: int,
         *,
+        taken_ns: int | None = None,
         doubtful: bool = False,
         lost: int = 0,
         hole_lost: int = 0,
@@ -130,17 +138,19 @@ class Assembler:
 
         Shape: *batch* follows the batches before it in the kernel's order. *doubtful*
         and *hole_lost* are `tracer.sources.trace_socket.Received`'s; *lost* is what was lost
-        since the batch before. *received_ns* does not go backwards by more than clocks do.
-        An empty batch lets quiet journeys end.
+        since the batch before. *received_ns* is the wall clock's, which journeys are told
+        by; *taken_ns* a clock's that nobody sets, by which silence is measured, and the
+        same as *received_ns* where it is left out. An empty batch lets quiet journeys end.
         """
         book.refresh()
-        rows = self._join(batch, received_ns, doubtful=doubtful, lost=lost, hole_lost=hole_lost)
+        times = (received_ns, received_ns if taken_ns is None else taken_ns)
+        rows = self._join(batch, times, doubtful=doubtful, lost=lost, hole_lost=hole_lost)
         if not len(rows.events):
             return self._finish(rows, np.zeros(0, np.int64), np.zeros(0, np.bool_), book)
         owner = assign(rows.events, self._packets, book)
         order = np.argsort(owner, kind="stable")
         rows, owner = rows.take(order), owner[order]
-        ended = self._find_ended(rows, owner, order, book, received_ns)
+        ended = self._find_ended(rows, owner, order, book, times[1])
         return self._finish(rows, owner, ended, book, order)
 
     def flush(self, book: StepBook) -> Journeys:
@@ -155,11 +165,18 @@ class Assembler:
         return self._finish(rows.take(order), owner[order], ended, book, order)
 
     def _join(
-        self, batch: TraceBatch, received_ns: int, *, doubtful: bool, lost: int, hole_lost: int
+        self,
+        batch: TraceBatch,
+        times: tuple[int, int],
+        *,
+        doubtful: bool,
+        lost: int,
+        hole_lost: int,
     ) -> _Rows:
         """Put the batch's rows behind the open ones."""
+        received_ns, taken_ns = times
         if doubtful:
-            self._hole_ns, self._hole_lost = received_ns, hole_lost
+            self._hole_ns, self._hole_lost = taken_ns, hole_lost
         old, count = self._rows, len(batch.events)
         if len(old.events) and (doubtful or lost):
             old = old._replace(lost=old.lost + lost, doubtful=old.doubtful | doubtful)
@@ -173,6 +190,7 @@ class Assembler:
         fresh = _Rows(
             events,
             np.full(count, received_ns, np.int64),
+            np.full(count, taken_ns, np.int64),
             np.full(count, hole_lost, np.int64),
             np.full(count, doubtful, np.bool_),
         )
@@ -193,8 +211,8 @@ class Assembler:
         final = rows.events[last]
         steps = final["step"]
         ended: npt.NDArray[np.bool_] = book.is_final[steps] | book.is_last[steps]
-        quiet = np.where(book.is_queue[steps], QUEUE_QUIET_NS, QUIET_NS)
-        ended |= now_ns - rows.received[last] > quiet
+        quiet = _find_patience(rows.events, owner, steps, book)
+        ended |= now_ns - rows.taken[last] > quiet
         ended |= _is_superseded(rows.events, owner, order)
         waiting = ~ended[owner]
         excess = int(waiting.sum()) - MAX_OPEN_EVENTS
@@ -235,7 +253,9 @@ class Assembler:
             return Journeys(rows.events, self._packets, bounds[-1:], empty, empty, nothing, nothing)
         whole = _is_whole(rows.events, starts, book)
         doubtful = np.logical_or.reduceat(rows.doubtful, starts)
-        tail = ~whole & (rows.received[starts] - self._hole_ns < _TAIL_NS)
+        tail = np.zeros(len(starts), np.bool_)
+        if self._hole_ns is not None:
+            tail = ~whole & (rows.taken[starts] - self._hole_ns < _TAIL_NS)
         lost = np.maximum.reduceat(rows.lost, starts)
         lost = np.where(tail & (lost == 0), self._hole_lost, lost)
         return Journeys(
@@ -250,9 +270,22 @@ class Assembler:
 
 
 def _no_rows() -> _Rows:
-    return _Rows(
-        np.zeros(0, EVENT), np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.bool_)
-    )
+    times = np.zeros(0, np.int64)
+    return _Rows(np.zeros(0, EVENT), times, times, times, np.zeros(0, np.bool_))
+
+
+def _find_patience(
+    events: npt.NDArray[np.void],
+    owner: npt.NDArray[np.int64],
+    last_steps: npt.NDArray[np.int32],
+    book: StepBook,
+) -> npt.NDArray[np.int64]:
+    """Return how long each journey may be silent, in nanoseconds."""
+    starts = np.flatnonzero(np.append(True, owner[1:] != owner[:-1]))
+    is_late = np.logical_or.reduceat(book.is_late[events["step"]], starts)
+    is_impatient = is_late | (len(events) > _MANY_OPEN)
+    quiet = np.where(is_impatient, QUIET_NS, STALL_NS)
+    return np.where(book.is_queue[last_steps], QUEUE_QUIET_NS, quiet)
 
 
 def _compacted(rows: _Rows, packets: npt.NDArray[np.void]) -> tuple[_Rows, npt.NDArray[np.void]]:

@@ -134,6 +134,7 @@ class StepBook:
         self.is_final = np.zeros(0, np.bool_)
         self.is_first = np.zeros(0, np.bool_)
         self.is_last = np.zeros(0, np.bool_)
+        self.is_late = np.zeros(0, np.bool_)
         self.is_shown = np.zeros(0, np.bool_)
         self.is_queue = np.zeros(0, np.bool_)
         self.is_placed = np.zeros(0, np.bool_)
@@ -170,6 +171,7 @@ class StepBook:
             "is_queue": [step.verdict is Verdict.QUEUE for step in fresh],
             "is_first": first,
             "is_last": last,
+            "is_late": [_is_late(step) for step in fresh],
             "is_bridge": [step.family == "bridge" for step in fresh],
             "is_below": [step.family in ("bridge", "netdev") for step in fresh],
             "is_placed": [
@@ -327,6 +329,13 @@ class StepBook:
             queue=_queue_number(rule) if verdict is Verdict.QUEUE else None,
             queue_bypass=rule is not None and "--queue-bypass" in rule.text,
         )
+
+
+def _is_late(step: ResolvedStep) -> bool:
+    """Tell whether nothing but the rest of its hook, or a bridge, can come behind a step."""
+    if step.family == "bridge":
+        return step.hook == "postrouting"
+    return step.hook in ("input", "postrouting", "egress")
 
 
 def _own_hook(step: TraceStep) -> str | None:

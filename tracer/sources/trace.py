@@ -160,14 +160,15 @@ class NamespaceTrace:
 
     def advance(self) -> list[Told]:
         """Do what does not need a message: finished readings, the legacy poll, the quiet."""
-        now_ns = time.time_ns()
-        self._poll_legacy(time.monotonic_ns())
+        taken_ns = time.monotonic_ns()
+        self._poll_legacy(taken_ns)
         told = self._collect_reading()
         while self._waiting and self._is_ready(self._waiting[0]):
             told += self._assemble_next()
         # Where we came late ourselves, what is missing may lie in the socket still.
         if not self._waiting and self.socket.is_empty():
-            told += self._tell(self._assembler.add(_NOTHING, self._book, now_ns))
+            now_ns = time.time_ns()
+            told += self._tell(self._assembler.add(_NOTHING, self._book, now_ns, taken_ns=taken_ns))
         return told
 
     def finish(self) -> list[Told]:
@@ -257,6 +258,7 @@ class NamespaceTrace:
             one.batch,
             self._book,
             one.received_ns,
+            taken_ns=one.taken_ns,
             doubtful=one.doubtful,
             lost=one.lost,
             hole_lost=one.hole_lost,
