@@ -18,14 +18,21 @@ from tracer.errors import UsageError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-__all__ = ["FEATURES", "DropFeatures", "Expected", "parse_expected"]
+__all__ = [
+    "ENTRIES_MAX",
+    "FEATURES",
+    "PATTERN_LENGTH_MAX",
+    "DropFeatures",
+    "Expected",
+    "parse_expected",
+]
 
 #: What an entry can name, in the order that --learn writes it.
 FEATURES: Final = ("netns", "engine", "family", "table", "chain", "text", "comment", "reason")
 #: Entries are tried one after the other on each rule of each new ruleset: a second for
 #: 10,000 rules.
 ENTRIES_MAX: Final = 200
-_PATTERN_LENGTH_MAX: Final = 4_096
+PATTERN_LENGTH_MAX: Final = 4_096
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,9 +102,9 @@ def _one_of(words: Iterable[str]) -> str:
 def _compile(where: str, value: object) -> re.Pattern[str]:
     if not isinstance(value, str) or not value:
         raise UsageError(f"{where}: {value!r} is no pattern", "give a string in quotes")
-    if len(value) > _PATTERN_LENGTH_MAX:
+    if len(value) > PATTERN_LENGTH_MAX:
         message = f"{where}: a pattern of {len(value)} characters"
-        raise UsageError(message, f"give at most {_PATTERN_LENGTH_MAX}")
+        raise UsageError(message, f"give at most {PATTERN_LENGTH_MAX}")
     if not value.startswith("~"):
         return _compile_stars(value)
     try:
