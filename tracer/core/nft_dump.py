@@ -90,7 +90,7 @@ class DumpLayout:
 
     def counters(self, dump: bytes) -> npt.NDArray[np.uint64]:
         """Return packets and bytes of a dump that fits, `(2, n)`; 0 without a counter."""
-        words = np.frombuffer(dump, ">u4")
+        words = np.frombuffer(dump, ">u4", count=len(dump) // 4)
         at = np.stack((self.packets, self.octets))
         upper, lower = (words.take(at + more).astype(np.uint64) for more in (0, 1))
         values: npt.NDArray[np.uint64] = ((upper << np.uint64(32)) | lower) * (at != 0)
