@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from bpf.btf import Btf, BtfMissingError, Function
+from bpf.casts import CAST, PLACEHOLDER, can_cast, patch_casts
 from bpf.syscalls import find_module_btf, load_program
 from tracer.errors import KernelUnsupportedError, NftraceError
 
@@ -59,12 +60,18 @@ def _build(request: dict[str, Any]) -> tuple[dict[str, Any], list[int]]:
             facts["enums"] = {name: btf.enumerators(name) for name in request["enums"]}
             facts["offsets"] = {name: btf.offset(*name.split(".")) for name in request["offsets"]}
             facts["sizes"] = {name: btf.size(name) for name in request["sizes"]}
-            wanted = {*request["functions"], *(name for *_, name in request["programs"] if name)}
+            wanted = {
+                CAST,
+                *request["functions"],
+                *(name for *_, name in request["programs"] if name),
+            }
             found = {name: btf.function(name) for name in wanted}
             functions = {name: one for name, one in found.items() if one is not None}
             facts["missing"] += [name for name in request["functions"] if name not in functions]
             defines |= _shape(facts)
             defines |= _shape_of_functions(functions)
+            if CAST in functions and can_cast(functions[CAST].number):
+                defines["NT_CAST"] = PLACEHOLDER
             defines |= {f"NT_MISSING_{name.upper()}": 1 for name in facts["missing"]}
         compiled = _compile(request["source"], defines, folder)
     maps = [compiled[name].map_fd for name in request["maps"]]
@@ -73,6 +80,8 @@ def _build(request: dict[str, Any]) -> tuple[dict[str, Any], list[int]]:
     for name, kind, attach_type, optional, traced in request["programs"]:
         try:
             code = _code(compiled, name)
+            if "NT_CAST" in defines:
+                code = patch_casts(code, functions[CAST].number)
             target = _target(functions, traced) if traced else (0, 0)
             programs[name] = load_program(code, kind, attach_type, *target)
         except NftraceError as exc:

@@ -12,6 +12,8 @@ __all__ = [
     "DROP_KEY",
     "DROP_RECORD",
     "EVENT_RECORD",
+    "FILTER_FLOW",
+    "FILTER_NETNS",
     "FLOW",
     "FUNCTION_LEGACY",
     "LAYOUT",
@@ -23,6 +25,7 @@ __all__ = [
     "MATCHES",
     "MATCHES_MAX",
     "NO_HOOK",
+    "NUMBERS",
     "PEEK",
     "PEEK_BYTES",
     "PLACE",
@@ -32,6 +35,7 @@ __all__ = [
     "SEEN_RULES",
     "STACK",
     "STATS",
+    "WINDOW_NS",
     "WORDS",
     "Mode",
     "Site",
@@ -39,11 +43,15 @@ __all__ = [
 ]
 
 NO_HOOK = 255
+#: Bits of nt_config.filters.
+FILTER_NETNS, FILTER_FLOW = 1, 2
 FUNCTION_LEGACY = 1
 MARK_SOLE = 0xFFFF
 LAYOUTS_MAX = 6
 RULES_MAX = 128
 MATCHES_MAX = 16
+#: A window of time in which drops by legacy tables are few or many: NT_WINDOW_SHIFT.
+WINDOW_NS = 1 << 27
 WORDS = 128
 PEEK_BYTES = 4096
 _SITES = 4
@@ -92,10 +100,12 @@ DROP_KEY = np.dtype(
         ("site", "u1"),
         ("family", "u1"),
         ("certain", "u1"),
-        ("pad", "<u4"),
+        ("looks", "u1"),
+        ("pad", "u1", (3,)),
     ]
 )
 DROP_COUNT = np.dtype([("packets", "<u8"), ("bytes", "<u8")])
+NUMBERS = np.dtype([("first", "<u4"), ("count", "<u4")])
 PLACE_KEY = np.dtype([("place", "<u8"), ("tag", "<u8")])
 PLACE = np.dtype(
     [
@@ -117,7 +127,8 @@ DROP_RECORD = np.dtype(
         ("weight", "<u4"),
         ("protocol", "<u2"),
         ("ct", "u1"),
-        ("pad", "u1", (3,)),
+        ("pad", "u1"),
+        ("rule_weight", "<u2"),
         ("lengths", "u1", (2,)),
         ("raw", "u1", (_HEADER_BYTES,)),
     ]
@@ -171,12 +182,20 @@ CONFIG = np.dtype(
         ("sample", "<u4"),
         ("locate", "<u4"),
         ("rules", "<u4"),
+        ("calm", "<u4"),
+        ("filters", "<u4"),
         ("layout", LAYOUT, (_SITES, LAYOUTS_MAX)),
     ]
 )
 STATS = np.dtype([("count", "<u8", (_STATS,))])
 RULES = np.dtype(
-    [("private", "<u8"), ("count", "<u4"), ("generation", "<u4"), ("counter", "<u8", (RULES_MAX,))]
+    [
+        ("address", "<u8"),
+        ("private", "<u8"),
+        ("count", "<u4"),
+        ("generation", "<u4"),
+        ("counter", "<u8", (RULES_MAX,)),
+    ]
 )
 SEEN_RULES = np.dtype([("private", "<u8"), ("skipped", "<u8"), ("packets", "<u8", (RULES_MAX,))])
 STACK = np.dtype(

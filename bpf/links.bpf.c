@@ -36,7 +36,7 @@ NT_INLINE int nt_note(struct nt_mark_context *ctx, u16 ordinal)
 		return 1; /* NF_ACCEPT */
 	slot->skb = (u64)ctx->skb;
 	slot->ordinal = ordinal;
-	nt_read(&slot->place, &ctx->state->hook);
+	nt_read((u16 *)slot->place, &ctx->state->hook);
 	return 1;
 }
 

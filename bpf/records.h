@@ -51,6 +51,16 @@ struct nt_stats {
 /* nt_drop_key.hook where it is not known. */
 #define NT_NO_HOOK 255
 
+/* nt_drop_key.looks: of how many such drops the legacy rule was looked for. */
+enum nt_looks {
+	NT_LOOKS_ALL = 0,
+	NT_LOOKS_SOME = 1, /* of one in so many; *rule* is 0 for the others */
+};
+
+/* nt_config.filters */
+#define NT_FILTER_NETNS 1
+#define NT_FILTER_FLOW 2
+
 /*
  * One kind of drop. *place* is the hook entry's private pointer (xt_table, nft_chain),
  * its function where it has none, or the freeing address outside netfilter. *tag*
@@ -68,7 +78,14 @@ struct nt_drop_key {
 	__u8 site;
 	__u8 family; /* nf_hook_state.pf, or 0 */
 	__u8 certain; /* 0: two or more legacy rules moved; *rule* is one of them */
-	__u32 pad;
+	__u8 looks; /* enum nt_looks */
+	__u8 pad[3];
+};
+
+/* Numbers of kinds that are free: *count* of them from *first* on. */
+struct nt_numbers {
+	__u32 first;
+	__u32 count;
 };
 
 struct nt_drop_count {
@@ -90,7 +107,10 @@ struct nt_place_key {
 	__u64 tag;
 };
 
-/* One drop. *weight*: how many drops it stands for. Times are CLOCK_MONOTONIC. */
+/*
+ * One drop. *weight*: how many drops it stands for. *rule_weight*: how many its legacy rule
+ * was looked for in, where that was not all; else 0. Times are CLOCK_MONOTONIC.
+ */
 struct nt_drop_record {
 	__u64 time_ns;
 	struct nt_drop_key key;
@@ -101,7 +121,8 @@ struct nt_drop_record {
 	__u32 weight;
 	__u16 protocol; /* EtherType */
 	__u8 ct;	/* enum ip_conntrack_info plus one, 0 for none */
-	__u8 pad[3];
+	__u8 pad;
+	__u16 rule_weight;
 	__u8 lengths[2]; /* bytes of network and transport header in raw */
 	__u8 raw[NT_NETWORK_BYTES + NT_TRANSPORT_BYTES];
 };
@@ -184,6 +205,8 @@ struct nt_config {
 	__u32 sample;
 	__u32 locate; /* bit 1 << site */
 	__u32 rules; /* 0 off, n: compare the rules' counters at one in n drops */
+	__u32 calm; /* and at so many of each window on a CPU in any case */
+	__u32 filters;
 	struct nt_layout layout[NT_SITES][NT_LAYOUTS_MAX];
 };
 
@@ -194,6 +217,7 @@ struct nt_config {
 #define NT_RULES_MAX 128
 
 struct nt_rules {
+	__u64 address; /* of the table itself; 0 for none */
 	__u64 private;
 	__u32 count;
 	__u32 generation; /* of the reading: indexes mean nothing without it */

@@ -306,7 +306,8 @@ class MapFile:
             0,
             self.fd,
             0,
-            ctypes.addressof(key_block),
+            # A queue or a stack has no keys.
+            ctypes.addressof(key_block) if self.key_bytes else 0,
             ctypes.addressof(value_block),
             0,
         )

@@ -11,6 +11,7 @@ from bpf.layout import Mode
 from tests.kernel import nets
 from tracer.core.drop_events import packets_of
 from tracer.core.drops import Rung
+from tracer.core.filters import Filter
 from tracer.sources.drops import DropSource
 from tracer.sources.netns import find_namespace
 
@@ -155,15 +156,60 @@ def test_a_replaced_ruleset_is_read_again(ruled: str) -> None:
 
 
 def test_sampled_rules_keep_the_totals_exact(ruled: str) -> None:
-    """With one look in five, a fifth has the rule's name and nothing is lost or guessed."""
+    """With one look in five, each rule has its share of what nobody looked at, and says so."""
     with _opened() as source:
         source.set_mode(Mode.COUNT, rules=5)
         nets.send_udp("a", _TO_B, 7003, 101)
-        rows = {row.rule: row.packets for row in _in_b(source)}
+        rows = [(row.rule, row.packets, row.sampled) for row in _in_b(source)]
 
-    assert 101 == sum(rows.values()), ruled
-    assert {4, None} == set(rows)
-    assert 101 // 5 - 2 <= rows[4] <= 101 // 5
+    assert [(4, 101, True)] == rows, ruled
+
+
+def test_few_drops_are_all_looked_at_and_many_in_a_sample(ruled: str) -> None:
+    """Up to the rate that is set every rule is certain; above it all packets stay counted."""
+    with _opened() as source:
+        source.set_rule_rate(1_000_000)
+        nets.send_udp("a", _TO_B, 7002, 103)
+        few = [(row.rule, row.packets, row.sampled) for row in _in_b(source)]
+        source.set_rule_rate(10, sample=7)
+        nets.flood("a", _TO_B, 7002, 10_007)
+        many = [(row.rule, row.packets, row.sampled) for row in _in_b(source)]
+
+    assert [(3, 103, False)] == few, ruled
+    assert [(3, 10_110, True)] == many
+
+
+def test_records_say_what_sample_their_rule_is_of(ruled: str) -> None:
+    """One record in five has a rule, and stands for five in that; the others have none."""
+    with _opened() as source:
+        source.set_mode(Mode.RECORD, rules=5)
+        nets.send_udp("a", _TO_B, 7003, 101)
+        records = source.read()
+        records = records[records["key"]["netns"] == find_namespace(ruled).inode]
+
+    looked = records[records["key"]["rule"] != 0]
+    assert 101 == len(records)
+    assert len(looked) in {20, 21} or len(looked) == 101 // 5
+    assert {5} == set(looked["rule_weight"].tolist())
+
+
+@pytest.mark.parametrize("only", ["netns", "flow"])
+def test_what_is_recorded_can_be_chosen(ruled: str, only: str) -> None:
+    """Another namespace's drops, or another port's, are counted and not recorded."""
+    with _opened() as source:
+        source.set_mode(Mode.RECORD)
+        if only == "netns":
+            source.record_only([find_namespace("a").inode])
+        else:
+            source.record_only(None, [Filter(dport=7003, proto=17)])
+        nets.send_udp("a", _TO_B, 7002, 7)
+        nets.send_udp("a", _TO_B, 7003, 11)
+        records = source.read()
+        counted = sum(row.packets for row in _in_b(source))
+        records = records[records["key"]["netns"] == find_namespace(ruled).inode]
+
+    assert 18 == counted
+    assert {"netns": 0, "flow": 11}[only] == len(records)
 
 
 def test_records_carry_the_packet(ruled: str) -> None:

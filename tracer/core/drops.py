@@ -65,7 +65,8 @@ class DropCount:
 
     *netns* is an inode. *rule* counts from 1 in *chain*, *handle* is nft's; a policy has
     neither and *kind* policy. *location* is the freeing address where the drop was not
-    netfilter's. Units: *packets*, and *octets* of skb length.
+    netfilter's. *sampled*: its rule was looked for in a sample only, so that *packets* are
+    an estimate where there is a rule. Units: *packets*, and *octets* of skb length.
     """
 
     netns: int
@@ -82,11 +83,12 @@ class DropCount:
     handle: int | None = None
     certain: bool = True
     location: int | None = None
+    sampled: bool = False
 
     @property
     def kind_only(self) -> DropCount:
         """The same kind with no packets in it: what two counts of it have in common."""
-        return replace(self, packets=0, octets=0)
+        return replace(self, packets=0, octets=0, sampled=False)
 
 
 def hook_name(number: int, family: int) -> str | None:
@@ -136,12 +138,15 @@ def name_counts(
 
 def merge_counts(rows: Iterable[DropCount]) -> list[DropCount]:
     """Add up rows of the same kind; the result has most packets first."""
-    totals: dict[DropCount, tuple[int, int]] = {}
+    totals: dict[DropCount, tuple[int, int, bool]] = {}
     for row in rows:
         kind = row.kind_only
-        packets, octets = totals.get(kind, (0, 0))
-        totals[kind] = packets + row.packets, octets + row.octets
-    merged = [replace(kind, packets=p, octets=o) for kind, (p, o) in totals.items()]
+        packets, octets, sampled = totals.get(kind, (0, 0, False))
+        totals[kind] = packets + row.packets, octets + row.octets, sampled or row.sampled
+    merged = [
+        replace(kind, packets=packets, octets=octets, sampled=sampled)
+        for kind, (packets, octets, sampled) in totals.items()
+    ]
     return sorted(merged, key=lambda row: row.packets, reverse=True)
 
 
@@ -180,4 +185,5 @@ def _name_count(
         handle=handle,
         certain=bool(key["certain"]),
         location=int(key["place"]) if site == _SITE_OTHER else None,
+        sampled=bool(key["looks"]),
     )

@@ -13,21 +13,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bpf.layout import DROP_COUNT, DROP_KEY, PLACE, PLACE_KEY, Site
-from bpf.syscalls import MapFile, possible_cpus
+from bpf.layout import PLACE, PLACE_KEY, Site
+from bpf.syscalls import MapFile
 from tracer.sources import bpf_range
+from tracer.sources.bpf_kinds import KindTable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
-
-    import numpy.typing as npt
 
     from bpf.loader import Loaded
 
 __all__ = ["SITES", "Proof", "prove"]
 
-#: As many as the programs count.
-_KEYS_MAX = 16384
 #: By a shot's kind, where its packet is freed.
 SITES = {"legacy": Site.HOOK, "rule": Site.NFT_RULE, "policy": Site.NFT_POLICY}
 
@@ -86,20 +83,20 @@ def prove(
 
 def _take(loaded: Loaded, inode: int) -> Iterable[tuple[np.void, np.void]]:
     """Remove what the namespace's drops were counted as; return each drop's key and place."""
-    counts = MapFile(loaded.maps["counts"], DROP_KEY.itemsize, DROP_COUNT.itemsize, possible_cpus())
+    table: KindTable[None] = KindTable(loaded.maps)
     places = MapFile(loaded.maps["places"], PLACE_KEY.itemsize, PLACE.itemsize)
-    raw_keys, raw = counts.dump(_KEYS_MAX)
-    keys: npt.NDArray[np.void] = raw_keys.view(DROP_KEY)[:, 0]
-    packets = raw.view(DROP_COUNT)[..., 0]["packets"].sum(axis=1)
-    ours = keys["netns"] == inode
+    kinds = table.read()
+    kinds = kinds.only(kinds.keys["netns"] == inode)
     taken, used = [], set()
-    for key, times in zip(keys[ours], packets[ours].tolist(), strict=True):
-        counts.delete(key.tobytes())
+    for key, times in zip(kinds.keys, kinds.counts["packets"].tolist(), strict=True):
         name = np.array([(key["place"], key["tag"])], PLACE_KEY).tobytes()
         block = places.lookup(name)
         if block is not None:
             used.add(name)
             taken += [(key, np.frombuffer(block, PLACE)[0])] * times
+    table.retire(kinds, [None] * len(kinds.numbers))
+    # Nobody else is there to be dropped.
+    table.collect()
     # The addresses will be others' before long.
     for name in used:
         places.delete(name)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -18,17 +19,14 @@ import numpy as np
 from bpf.layout import (
     CONFIG,
     DROP_COUNT,
-    DROP_KEY,
     DROP_RECORD,
+    FILTER_FLOW,
+    FILTER_NETNS,
+    MATCHES,
     NO_HOOK,
-    PLACE,
-    PLACE_KEY,
-    RULES,
-    RULES_MAX,
-    SEEN_RULES,
     STATS,
+    WINDOW_NS,
     Mode,
-    Site,
     Stat,
 )
 from bpf.loader import Loaded, ObjectSpec, ProgramSpec, load
@@ -39,21 +37,20 @@ from bpf.syscalls import (
     possible_cpus,
     program_misses,
 )
-from tracer.core.drops import DropCount, Place, Rung, merge_counts, name_counts, name_place
-from tracer.errors import KernelRefusedError, KernelUnsupportedError
+from tracer.core.drop_flows import fill_matches
+from tracer.core.drop_ledger import DropLedger
+from tracer.core.drop_sampling import spread
+from tracer.core.drops import DropCount, Rung, merge_counts, name_counts
+from tracer.errors import KernelRefusedError, KernelUnsupportedError, UsageError
 from tracer.sources import bpf_hooks
+from tracer.sources.bpf_armed import TABLES_MAX, ArmedTables
 from tracer.sources.bpf_calibrate import STACK_RING_BYTES, call_modules
+from tracer.sources.bpf_kinds import KINDS_MAX, Kinds, KindTable
 from tracer.sources.bpf_ladder import COSTS, FUNCTIONS, MARKS_MAX, PROGRAMS, TYPES, Ladder
 from tracer.sources.bpf_peek import Peek
+from tracer.sources.bpf_places import PLACES_MAX, Places
 from tracer.sources.bpf_range import Deadline
-from tracer.sources.bpf_rules import (
-    OFFSETS,
-    LegacyTable,
-    cpu_offsets,
-    find_tables,
-    percpu_base,
-    read_table,
-)
+from tracer.sources.bpf_rules import OFFSETS, find_tables
 from tracer.sources.netns import Netns, entered
 
 if TYPE_CHECKING:
@@ -61,23 +58,27 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
+    from tracer.core.filters import Filter
+    from tracer.sources.bpf_kinds import Retired
+
 __all__ = ["CALIBRATE_S", "DropLosses", "DropSource", "Mode", "Standing"]
 
 _PAGE = 4096
 #: 16 MB: 116,000 records.
 _RING_PAGES = 4096
-#: Kinds of drop at a time. 20 namespaces with 100 dropping rules each are 2,000.
-_COUNTS_MAX = 16384
-_PLACES_MAX = 4096
-#: Legacy tables whose rules are told apart; five in each of fifty namespaces.
-_TABLES_MAX = 256
+#: Drops by legacy tables a second and CPU of which every one's rule is looked for.
+RULE_RATE = 100_000
+#: … and beyond it one in so many.
+_RULE_SAMPLE = 50
+#: Namespaces whose drops alone are recorded.
+NETNS_MAX = 1024
+#: Where so much of a table of the kernel's is taken, what was idle since the last look
+#: makes room.
+_CROWDED = 3 / 4
 #: Known drops at the start: a tenth of a second on an idle machine, twenty on a busy one.
 CALIBRATE_S = 5.0
 #: The kernel reads modules from a disk.
 _MODULES_S = 30.0
-#: Readings of a table's counters while packets die by it; after that the first drop on
-#: each CPU may be uncertain, and says so.
-_ARM_TRIES = 16
 _SPEC = ObjectSpec(
     source="drops.bpf.c+calibrate.bpf.c+probes.bpf.c+links.bpf.c",
     programs=(
@@ -91,7 +92,8 @@ _SPEC = ObjectSpec(
         *PROGRAMS,
     ),
     maps=(
-        *("config", "stats", "counts", "places", "records", "rules", "seen_rules"),
+        *("config", "stats", "numbers", "kinds", "counts", "free_numbers", "places"),
+        *("records", "recorded_netns", "recorded_flows", "tables", "rules", "seen_rules"),
         *("scratches", "stacks", "peeked", "sampled_mark", "marks"),
     ),
     types=(
@@ -108,10 +110,11 @@ _SPEC = ObjectSpec(
     ),
     functions=FUNCTIONS,
     defines={
-        "NT_COUNTS_MAX": _COUNTS_MAX,
-        "NT_PLACES_MAX": _PLACES_MAX,
+        "NT_COUNTS_MAX": KINDS_MAX,
+        "NT_PLACES_MAX": PLACES_MAX,
+        "NT_NETNS_MAX": NETNS_MAX,
         "NT_RING_PAGES": _RING_PAGES,
-        "NT_TABLES_MAX": _TABLES_MAX,
+        "NT_TABLES_MAX": TABLES_MAX,
         "NT_MARKS_MAX": MARKS_MAX,
         "NT_STACK_PAGES": STACK_RING_BYTES // _PAGE,
     },
@@ -122,6 +125,14 @@ def _modules() -> frozenset[str]:
     return frozenset(path.name for path in Path("/sys/module").iterdir())
 
 
+def _rows(ended: Iterable[Retired[DropCount | None]]) -> list[DropCount]:
+    return [
+        replace(one.name, packets=one.packets, octets=one.octets)
+        for one in ended
+        if one.name is not None
+    ]
+
+
 class DropLosses(NamedTuple):
     """
     What the programs could not do, in drops, since open().
@@ -129,6 +140,8 @@ class DropLosses(NamedTuple):
     *missed*: they were running on that CPU already. *uncounted*: the table of kinds was
     full. *unrecorded*: the ring was. *unlocated*: freed by netfilter in a way that the
     calibration does not know. *stale*: the legacy ruleset was new and not read yet.
+    *unplaced*: first of a kind whose place has no name, because the table of places was
+    full. *coarse*: of kinds long over, and told less exactly by now.
     """
 
     seen: int
@@ -137,6 +150,8 @@ class DropLosses(NamedTuple):
     unrecorded: int
     unlocated: int
     stale: int
+    unplaced: int = 0
+    coarse: int = 0
 
 
 class Standing(NamedTuple):
@@ -184,10 +199,12 @@ class DropSource:
         self._loaded: Loaded | None = None
         self._ring: RingReader | None = None
         self._config = np.zeros(1, CONFIG)
-        self._places: dict[tuple[int, int], Place] = {}
-        self._tables: dict[int, LegacyTable] = {}
-        self._generations: dict[int, int] = {}
-        self._settled: list[DropCount] = []
+        self._rule_rate = RULE_RATE
+        self._kinds: KindTable[DropCount | None] | None = None
+        self._places: Places | None = None
+        self._armed: ArmedTables | None = None
+        self._settled = DropLedger()
+        self._last: dict[int, int] = {}
         self._peek: Peek | None = None
         self._cpus = possible_cpus()
         self._before: npt.NDArray[np.uint64] = np.zeros(1, np.uint64)
@@ -211,6 +228,9 @@ class DropSource:
         self.reasons = {n: name.removeprefix("SKB_DROP_REASON_") for name, n in names.items()}
         self._ring = RingReader(loaded.maps["records"], _RING_PAGES * _PAGE, DROP_RECORD)
         self._peek = Peek(loaded)
+        self._kinds = KindTable(loaded.maps)
+        self._kinds.fill()
+        self._places = Places(loaded.maps["places"])
         self._climb(loaded, self._peek)
         if self._wanted not in {None, self.rung}:
             above = next(iter(self.why.values()), "it was not proved")
@@ -262,25 +282,26 @@ class DropSource:
             self._read_rules(loaded, peek)
 
     def _read_rules(self, loaded: Loaded, peek: Peek) -> None:
-        base = percpu_base(peek, loaded.maps["scratches"])
-        if not base or not self._legacy():
+        armed = ArmedTables(loaded.maps, peek)
+        if not armed.base or not self._legacy():
             self.why[Rung.RULE] = "no legacy table could be made to calibrate with"
             return
-        self._config["percpu_base"] = base
-        self._config["rules"] = 1
+        self._armed = armed
+        self._config["percpu_base"] = armed.base
+        self.set_rule_rate(self._rule_rate)
         self._reads_rules = True
 
     def _legacy(self) -> frozenset[int]:
         return frozenset() if self.ladder is None else self.ladder.found.legacy
 
     def _arm_namespaces(self) -> None:
-        if self._peek is None:
+        if self._peek is None or self._armed is None:
             return
         for namespace in self._namespaces:
             # One that is gone by now has no drops to name.
             with contextlib.suppress(KernelRefusedError), entered(namespace):
                 for address in find_tables(self._peek, self._legacy()):
-                    self._arm_table(address)
+                    self._armed.arm(address)
 
     def _forget(self) -> None:
         """
@@ -288,65 +309,62 @@ class DropSource:
 
         The programs run already, so their statistics are not written to but subtracted.
         """
-        keys, _ = self._dump()
-        kinds = self._counts_map()
-        for at in range(len(keys)):
-            kinds.delete(keys[at : at + 1].tobytes())
+        table = self._table()
+        kinds = table.read()
+        table.retire(kinds, [None] * len(kinds.numbers))
         self._before = self._read_stats()
         self._missed_before = self._read_missed()
-
-    def _arm_table(self, address: int) -> None:
-        """Give the program the counters of a table's dropping rules as they stand."""
-        if self._peek is None or self._loaded is None:
-            return
-        table = read_table(self._peek, address)
-        if table is None:
-            return
-        self._tables[address] = table
-        generation = self._generations[address] = self._generations.get(address, 0) + 1
-        shown = table.rules[:RULES_MAX]
-        block = np.zeros(1, RULES)
-        block["private"], block["count"] = table.private, len(shown)
-        block["generation"] = generation
-        for index, rule in enumerate(shown):
-            block["counter"][0, index] = rule.counter
-        offsets = cpu_offsets(self._peek, int(self._config["percpu_base"][0]))
-        key = address.to_bytes(8, "little")
-        maps = self._loaded.maps
-        seen_rules = MapFile(maps["seen_rules"], 8, SEEN_RULES.itemsize, self._cpus)
-        # A drop between the reading of its counter and the writing would make the next one
-        # on that CPU look like two. From the writing on the program keeps up by itself:
-        # what agrees with the counters once needs no further look.
-        for _ in range(_ARM_TRIES):
-            seen = self._read_counters(table, offsets)
-            seen_rules.update(key, seen.tobytes())
-            MapFile(maps["rules"], 8, RULES.itemsize).update(key, block.tobytes())
-            kept = np.frombuffer(seen_rules.lookup(key) or b"", SEEN_RULES)
-            now = self._read_counters(table, offsets)
-            if np.array_equal(kept["packets"], now["packets"]):
-                break
-
-    def _read_counters(self, table: LegacyTable, offsets: dict[int, int]) -> npt.NDArray[np.void]:
-        """Return the packets that each dropping rule counted, `SEEN_RULES (cpus,)`."""
-        seen = np.zeros(self._cpus, SEEN_RULES)
-        seen["private"] = table.private
-        for index, rule in enumerate(table.rules[:RULES_MAX]):
-            for cpu, offset in offsets.items():
-                address = (rule.counter + offset) & ((1 << 64) - 1)
-                # struct xt_counters: pcnt, bcnt
-                seen["packets"][cpu, index] = self._peek.word(address) if self._peek else 0
-        return seen
 
     def set_mode(self, mode: Mode, sample: int = 1, rules: int | None = None) -> None:
         """
         Choose what happens beside counting.
 
         *sample*: with Mode.SAMPLE one drop in so many is recorded on each CPU, its
-        *weight* says so. *rules*: the legacy rule is looked for at one drop in so many.
+        *weight* says so. *rules*: the legacy rule is looked for at one drop in so many,
+        however few there are.
         """
         self._config["mode"], self._config["sample"] = mode, sample
         if rules is not None and self._reads_rules:
-            self._config["rules"] = rules
+            self._config["rules"], self._config["calm"] = rules, 0
+        self._push_config()
+
+    def set_rule_rate(self, rate: int, sample: int = _RULE_SAMPLE) -> None:
+        """
+        Look for the legacy rule at every drop up to *rate* a second on each CPU.
+
+        Beyond it one in *sample* is looked at, and the others are given to rules in
+        proportion: counts() marks them, records say it in *rule_weight*. The rate is that
+        of a tenth of a second. It may be set before open(), too.
+        """
+        self._rule_rate = rate
+        self._config["rules"] = sample
+        self._config["calm"] = min(rate * WINDOW_NS // 1_000_000_000, (1 << 32) - 1)
+        if self._loaded is not None:
+            self._push_config()
+
+    def record_only(self, netns: Iterable[int] | None, filters: Iterable[Filter] = ()) -> None:
+        """
+        Choose what is recorded; everything is counted all the same.
+
+        *netns* are inodes, None for all; *filters* look at a packet's addresses, ports and
+        protocol, none of them for all.
+        Errors: UsageError where there are more than the kernel's tables hold.
+        """
+        inodes = None if netns is None else list(netns)
+        if inodes is not None and len(inodes) > NETNS_MAX:
+            msg = f"more than {NETNS_MAX} namespaces cannot be told apart while recording"
+            raise UsageError(msg, "record all of them")
+        flows = np.zeros(1, MATCHES)
+        flows["count"] = fill_matches(filters, flows["match"][0])
+        maps = self._maps()
+        MapFile(maps["recorded_flows"], 4, MATCHES.itemsize).update(bytes(4), flows.tobytes())
+        wanted = MapFile(maps["recorded_netns"], 4, 1)
+        for known in wanted.dump(NETNS_MAX)[0]:
+            wanted.delete(known.tobytes())
+        for inode in inodes or ():
+            wanted.update(inode.to_bytes(4, "little"), b"\1")
+        by_netns = FILTER_NETNS if inodes is not None else 0
+        self._config["filters"] = by_netns | (FILTER_FLOW if flows["count"][0] else 0)
         self._push_config()
 
     def _push_config(self) -> None:
@@ -356,21 +374,16 @@ class DropSource:
 
     def counts(self) -> list[DropCount]:
         """Return every kind of drop since open(), most packets first."""
-        keys, counts = self._dump()
-        self._learn_places(keys)
-        has_stepped = self._look(keys, counts)
-        rows = self._name(keys, counts)
-        # What had no place moved the counters of its rule all the same: read them again.
-        stale = self._stale_tables() | (set(self._tables) if has_stepped else set())
-        old = np.isin(keys["place"], list(stale)) & (keys["rule"] != 0)
-        if stale:
-            rules = self._rules()
-            for address in stale:
-                self._arm_table(address)
-            # Nothing is counted under the old ruleset's indexes any more.
-            self._settle(keys[old], rules)
-        live = [row for row, is_old in zip(rows, old, strict=True) if not is_old]
-        return merge_counts([*live, *self._settled])
+        table = self._table()
+        self._settled.add(spread(_rows(table.collect())))
+        kinds = table.read()
+        self._learn_places(kinds.keys)
+        has_stepped = self._look(kinds.keys, kinds.counts)
+        rows = self._name(kinds.keys, kinds.counts)
+        over = self._arm_stale(kinds, has_stepped=has_stepped) | self._idle(kinds)
+        ended = [row for row, is_over in zip(rows, over.tolist(), strict=True) if is_over]
+        table.retire(kinds.only(over), ended)
+        return merge_counts([*spread(rows), *self._settled.rows])
 
     def _look(self, keys: npt.NDArray[np.void], counts: npt.NDArray[np.void]) -> bool:
         """Let the ladder judge its rung by what it could place; True for another one now."""
@@ -392,71 +405,52 @@ class DropSource:
     def _read_missed(self) -> int:
         return program_misses(self._loaded.programs["on_kfree_skb_count"]) if self._loaded else 0
 
-    def _counts_map(self) -> MapFile:
-        return MapFile(self._maps()["counts"], DROP_KEY.itemsize, DROP_COUNT.itemsize, self._cpus)
+    def _table(self) -> KindTable[DropCount | None]:
+        if self._kinds is None:
+            msg = "DropSource is not open"
+            raise ValueError(msg)
+        return self._kinds
 
-    def _dump(self) -> tuple[npt.NDArray[np.void], npt.NDArray[np.void]]:
-        raw_keys, raw = self._counts_map().dump(_COUNTS_MAX)
-        by_cpu = raw.view(DROP_COUNT)[:, :, 0]
-        counts = np.zeros(len(raw_keys), DROP_COUNT)
-        for name in DROP_COUNT.names or ():
-            counts[name] = by_cpu[name].sum(axis=1)
-        return raw_keys.view(DROP_KEY)[:, 0], counts
+    def _name(self, keys: npt.NDArray[np.void], counts: npt.NDArray[np.void]) -> list[DropCount]:
+        places = self._places.names if self._places else {}
+        rules = self._armed.names() if self._armed else {}
+        return name_counts(keys, counts, self.reasons, places, rules)
 
-    def _rules(self) -> dict[tuple[int, int], list[tuple[str, int | None]]]:
-        return {
-            (address, self._generations[address]): [(r.chain, r.number) for r in table.rules]
-            for address, table in self._tables.items()
-        }
+    def _arm_stale(self, kinds: Kinds, *, has_stepped: bool) -> npt.NDArray[np.bool_]:
+        """
+        Read the legacy tables that are new to us or were replaced.
 
-    def _name(
-        self,
-        keys: npt.NDArray[np.void],
-        counts: npt.NDArray[np.void],
-        rules: dict[tuple[int, int], list[tuple[str, int | None]]] | None = None,
-    ) -> list[DropCount]:
-        return name_counts(keys, counts, self.reasons, self._places, rules or self._rules())
+        Return which of *kinds* have rules of such a table by their old places.
+        """
+        over = np.zeros(len(kinds.numbers), np.bool_)
+        if self._armed is None or self._places is None or not self._reads_rules:
+            return over
+        legacy = self._places.legacy(kinds.keys)
+        # What had no place moved the counters of its rule all the same: read them again.
+        stale = list(self._armed.tables) if has_stepped else self._armed.stale(legacy)
+        for address in stale:
+            self._armed.arm(address)
+        # Nothing is counted under the old ruleset's indexes any more.
+        over |= np.isin(kinds.keys["place"], stale) & (kinds.keys["rule"] != 0)
+        return over
 
-    def _settle(
-        self,
-        keys: npt.NDArray[np.void],
-        rules: dict[tuple[int, int], list[tuple[str, int | None]]],
-    ) -> None:
-        """Move what was counted under *keys* into rows of ours, by the *rules* of then."""
-        kinds = self._counts_map()
-        for at in range(len(keys)):
-            key = keys[at : at + 1]
-            by_cpu = np.frombuffer(kinds.lookup(key.tobytes()) or b"", DROP_COUNT)
-            total = np.zeros(1, DROP_COUNT)
-            for name in DROP_COUNT.names or ():
-                total[name] = by_cpu[name].sum()
-            kinds.delete(key.tobytes())
-            self._settled = merge_counts([*self._settled, *self._name(key, total, rules)])
+    def _idle(self, kinds: Kinds) -> npt.NDArray[np.bool_]:
+        """Return which of *kinds* did not move since the last look, where room is needed."""
+        packets = kinds.counts["packets"].tolist()
+        numbers = kinds.numbers.tolist()
+        last, self._last = self._last, dict(zip(numbers, packets, strict=True))
+        crowded = len(numbers) > KINDS_MAX * _CROWDED
+        if self._places is not None and self._places.is_crowded(_CROWDED):
+            crowded = True
+        idle = [crowded and last.get(n) == p for n, p in zip(numbers, packets, strict=True)]
+        idle_kinds = np.array(idle, np.bool_)
+        if crowded and self._places is not None:
+            self._places.keep(kinds.keys[~idle_kinds])
+        return idle_kinds
 
     def _learn_places(self, keys: npt.NDArray[np.void]) -> None:
-        places = MapFile(self._maps()["places"], PLACE_KEY.itemsize, PLACE.itemsize)
-        for key in keys:
-            name = int(key["place"]), int(key["tag"])
-            if int(key["site"]) == Site.OTHER or not name[0] or name in self._places:
-                continue
-            raw = places.lookup(np.array([name], PLACE_KEY).tobytes())
-            if raw is not None:
-                row = np.frombuffer(raw, PLACE)[0]
-                site, family = int(key["site"]), int(key["family"])
-                self._places[name] = name_place(site, family, row, self._legacy())
-
-    def _stale_tables(self) -> set[int]:
-        """Return the tables that are new to us or whose ruleset was replaced."""
-        if not self._reads_rules or self._peek is None:
-            return set()
-        stale = set()
-        legacy = {key[0] for key, place in self._places.items() if place.engine == "legacy"}
-        for address in legacy | set(self._tables):
-            known = self._tables.get(address)
-            private = self._peek.follow(address, "xt_table.private")
-            if known is None or known.private != private:
-                stale.add(address)
-        return stale
+        if self._places is not None:
+            self._places.learn(keys, self._legacy())
 
     def read(self) -> npt.NDArray[np.void]:
         """
@@ -482,7 +476,8 @@ class DropSource:
         """
         keys, inverse = np.unique(np.ascontiguousarray(records["key"]), return_inverse=True)
         self._learn_places(keys)
-        return self._name(keys, np.zeros(len(keys), DROP_COUNT)), inverse
+        kinds = self._name(keys, np.zeros(len(keys), DROP_COUNT))
+        return [kind.kind_only for kind in kinds], inverse
 
     def losses(self) -> DropLosses:
         """Return what the programs saw and could not do."""
@@ -494,6 +489,8 @@ class DropSource:
             unrecorded=counted[Stat.RESERVE_FAILED],
             unlocated=counted[Stat.UNLOCATED],
             stale=counted[Stat.STALE_RULES],
+            unplaced=counted[Stat.PLACES_FULL],
+            coarse=self._settled.coarse,
         )
 
     def close(self) -> None:
@@ -505,7 +502,7 @@ class DropSource:
             self._ring = None
         if self._loaded is not None:
             self._loaded.close()
-            self._loaded = None
+            self._loaded = self._kinds = None
 
     def _maps(self) -> dict[str, int]:
         if self._loaded is None:
