@@ -28,7 +28,7 @@ from tracer.core.journey import Ending, EndingKind, Packet
 from tracer.core.paths import Path, PathBook
 from tracer.core.step_book import StepBook
 from tracer.core.trace_steps import TraceStep
-from tracer.pipeline import JOIN_NS, MAX_JOINING, Chosen, Joiner, choose, make_journey
+from tracer.pipeline import ENDED_NS, JOIN_NS, MAX_JOINING, Chosen, Joiner, choose, make_journey
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -225,13 +225,24 @@ def test_equal_hops_are_in_the_order_of_time() -> None:
 
 def test_a_packet_waits_for_the_next_namespace() -> None:
     """A packet is over when nothing came of it for the time, counted from its last journey."""
-    first, second = article()
+    first, _ = article()
+    second = replace(first, netns="next", id="second")
     joiner = Joiner(hold=True)
     _add(joiner, first)
     _add(joiner, second, now_ns=START_NS + JOIN_NS - 1)
 
-    assert [] == _ids(joiner.take(START_NS + JOIN_NS))
+    assert [] == _ids(joiner.take(START_NS + 2 * JOIN_NS - 2))
     assert [[first.id, second.id]] == _ids(joiner.take(START_NS + 2 * JOIN_NS - 1))
+
+
+def test_a_packet_that_ended_waits_less() -> None:
+    """Behind a packet's death nothing comes but what was before it and came later to us."""
+    first, second = article()
+    joiner = Joiner(hold=True)
+    _add(joiner, first, second)
+
+    assert [] == _ids(joiner.take(START_NS + ENDED_NS - 1))
+    assert [[first.id, second.id]] == _ids(joiner.take(START_NS + ENDED_NS))
 
 
 def test_the_same_namespace_again_is_another_packet() -> None:

@@ -151,3 +151,12 @@ def test_events_of_others_are_given_up_first() -> None:
 
     assert ["narrow"] == first
     assert ["narrow", "narrow", "pause"] == source.calls
+
+
+def test_a_clock_that_is_set_back_holds_no_row() -> None:
+    """A row whose time lies ahead of now is told without its end instead of waiting for it."""
+    settler = Settler[str](Source())
+    _add(settler, UNKNOWN)
+    (chosen,) = _taken(settler, NOW_NS - 3_600_000_000_000)
+
+    assert [UNKNOWN.ending] == [path.ending for path in chosen.paths]

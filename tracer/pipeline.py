@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tracer.core.events import NO_PACKET
-from tracer.core.journey import Journey
+from tracer.core.journey import EndingKind, Journey
 from tracer.core.packet_text import packet_value
 
 if TYPE_CHECKING:
@@ -29,10 +29,15 @@ if TYPE_CHECKING:
 
 __all__ = ["Chosen", "Joiner", "choose", "make_journey"]
 
-#: The same packet reaches the next namespace of this host within this, or is another.
-JOIN_NS = 300_000_000
+#: The same packet reaches the next namespace of this host within this, or is another. It is
+#: there in microseconds; to be read and told may take a slow machine longer for one than
+#: for the other.
+JOIN_NS = 1_000_000_000
+#: Behind a packet's end nothing comes; what was before it may still be on its way to us.
+ENDED_NS = 300_000_000
 
 _LOOPBACK = "lo"
+_ENDED = frozenset((EndingKind.DROPPED, EndingKind.REJECTED, EndingKind.DELIVERED))
 
 #: Packets that wait for their next namespace; the oldest is told when there are more.
 MAX_JOINING = 50_000
@@ -175,7 +180,11 @@ class Joiner:
         self._open: OrderedDict[str, tuple[int, list[Journey]]] = OrderedDict()
 
     def add(self, journey: Journey, now_ns: int) -> Iterator[list[Journey]]:
-        """Take a journey in and return the packets that are over because of it."""
+        """
+        Take a journey in at *now_ns* and return the packets that are over because of it.
+
+        Units: nanoseconds of one clock, here and in `take`.
+        """
         known = self._open.get(journey.fingerprint)
         if known is None and not self._hold and journey.out_device != _LOOPBACK:
             yield [journey]
@@ -194,10 +203,16 @@ class Joiner:
         """Return the packets that were quiet long enough at *now_ns*; all if it is None."""
         while self._open:
             seen_ns, journeys = next(iter(self._open.values()))
-            if now_ns is not None and now_ns - seen_ns < JOIN_NS:
+            if now_ns is not None and now_ns - seen_ns < _patience(journeys):
                 return
             self._open.popitem(last=False)
             yield _in_order(journeys)
+
+
+def _patience(journeys: list[Journey]) -> int:
+    """Return for how many nanoseconds more journeys of the packet are waited for."""
+    is_over = any(one.ending.kind in _ENDED for one in journeys)
+    return ENDED_NS if is_over else JOIN_NS
 
 
 def _goes_on(journeys: list[Journey], journey: Journey) -> bool:

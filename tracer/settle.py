@@ -169,7 +169,8 @@ class Settler(Generic[Trace]):
         asked = np.concatenate(
             [one.asked[rows] for one, rows in zip(self._held, open_rows, strict=True)]
         )
-        asked["is_due"] = asked["started_ns"] < now_ns - WAIT_NS
+        # What began in the future began before the clock was set back.
+        asked["is_due"] = abs(now_ns - asked["started_ns"]) > WAIT_NS
         answers = self._book.find(asked, now_ns)
         start = 0
         for one, rows in zip(self._held, open_rows, strict=True):

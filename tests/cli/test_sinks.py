@@ -213,6 +213,7 @@ def _text(*, several: bool) -> tuple[_Printer, TextSink]:
 def test_text_joins_over_namespaces() -> None:
     """A packet is printed once, with its journeys, when nothing more came of it."""
     printer, sink = _text(several=True)
+    sink.idle(START_NS)
     for name in ("vr1", "vr2"):
         sink.show(_Trace(_Named(name)), _plain(1), 1)  # type: ignore[arg-type]
     sink.idle(START_NS + JOIN_NS - 1)

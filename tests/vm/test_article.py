@@ -69,4 +69,5 @@ def test_each_packet_is_followed_step_by_step(backend: Backend) -> None:
     death = ("dropped", "prerouting", engine, "mangle", _FIREWALL, 5)
     assert [death] * 3 == [_place(one["ending"]) for one in vr2]
     assert {True} == {one["complete"] for one in told.journeys}
-    assert (6, 0, 0) == tuple(told.summary[key] for key in ("journeys", "lost", "malformed"))
+    counted = ("packets", "journeys", "lost", "malformed")
+    assert (3, 6, 0, 0) == tuple(told.summary[key] for key in counted)

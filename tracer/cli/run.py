@@ -106,6 +106,7 @@ class FollowRun:
 
     def turn(self, until: Callable[[], str | None]) -> str:
         """Read and show until *until* gives a reason, or the count is reached; return which."""
+        self._idle(time.monotonic_ns())
         while True:
             reason = until()
             if reason is not None:
@@ -119,7 +120,7 @@ class FollowRun:
             for trace in self._follow.traces:
                 self._take(trace.advance())
             self._settle(now_ns)
-            self._idle(time.time_ns())
+            self._idle(time.monotonic_ns())
             if ready and largest < _LARGE_BATCH:
                 time.sleep(_PAUSE_S)
 

@@ -71,7 +71,12 @@ class Sink(Protocol):
         """Take rows in; row i is journey number `first_id + i` of the run."""
 
     def idle(self, now_ns: int | None) -> None:
-        """Give out what waited long enough at *now_ns*; all if it is None."""
+        """
+        Give out what waited long enough at *now_ns*; all if it is None.
+
+        *now_ns* is a clock's that nobody sets. It is called before rows are first shown
+        and after each turn, so that rows came at the time of the call before.
+        """
 
     def finish(self, summary: Summary) -> None:
         """End the output."""
@@ -308,15 +313,17 @@ class TextSink:
         self._printer = printer
         self.names = names
         self._joiner = Joiner(hold=several)
+        self._now_ns = 0
 
     def show(self, trace: NamespaceTrace, chosen: Chosen, first_id: int) -> None:
         """Take the rows in and print the packets that are over."""
         for journey in self.names.journeys(trace, chosen, first_id):
-            for packet in self._joiner.add(journey, journey.start_ns):
+            for packet in self._joiner.add(journey, self._now_ns):
                 self._printer.show(packet)
 
     def idle(self, now_ns: int | None) -> None:
         """Print the packets that nothing more came of."""
+        self._now_ns = self._now_ns if now_ns is None else now_ns
         for packet in self._joiner.take(now_ns):
             self._printer.show(packet)
 
@@ -359,13 +366,14 @@ class SummarySink:
         self.names = names
         self._several = several
         self._joiner = Joiner(hold=several)
+        self._now_ns = 0
         self.packets = 0
 
     def show(self, trace: NamespaceTrace, chosen: Chosen, first_id: int) -> None:
         """Count the rows."""
         if self._several:
             for journey in self.names.journeys(trace, chosen, first_id):
-                for packet in self._joiner.add(journey, journey.start_ns):
+                for packet in self._joiner.add(journey, self._now_ns):
                     self._count(packet)
             return
         for path, count in Counter(chosen.paths).items():
@@ -378,6 +386,7 @@ class SummarySink:
 
     def idle(self, now_ns: int | None) -> None:
         """Count the packets that nothing more came of."""
+        self._now_ns = self._now_ns if now_ns is None else now_ns
         for packet in self._joiner.take(now_ns):
             self._count(packet)
 
