@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tracer.cli.run import Interrupts
+from tracer.core.control import known_words
 from tracer.errors import KernelRefusedError, UsageError
 
 if TYPE_CHECKING:
@@ -24,8 +25,6 @@ __all__ = ["ask_daemon", "daemon_option", "wants_daemon"]
 DEFAULT_SOCKET = "/run/nftrace/nftrace.sock"
 #: The parameters whose word on the command line is another.
 _WORDS = {"in_device": "in", "out_device": "out"}
-#: What is told apart from the words, or stays here.
-_LEFT_OUT = ("color", "daemon", "buffer_mb", "ends", "rung")
 #: What only one who works alone can have.
 _ALONE = {"pcap": "--pcap", "rung": "--rung"}
 _READ_BYTES = 65_536
@@ -97,9 +96,9 @@ def _connect(needs: str) -> socket.socket:
 def _request(do: str, words: Mapping[str, Any]) -> bytes:
     asked: dict[str, object] = {}
     for name, value in words.items():
-        if name in _LEFT_OUT or value is None or value is False or value == ():
-            continue
-        asked[_WORDS.get(name, name)] = list(value) if isinstance(value, tuple) else value
+        word = _WORDS.get(name, name)
+        if word in known_words(do) and value is not None and value is not False and value != ():
+            asked[word] = list(value) if isinstance(value, tuple) else value
     color = words["color"] == "always" or (words["color"] == "auto" and sys.stdout.isatty())
     columns = min(1000, max(20, shutil.get_terminal_size().columns))
     request = {"do": do, "words": asked, "columns": columns, "color": color}

@@ -20,7 +20,14 @@ from tracer.errors import UsageError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["REQUEST_BYTES_MAX", "Limits", "Request", "arguments_of", "parse_request"]
+__all__ = [
+    "REQUEST_BYTES_MAX",
+    "Limits",
+    "Request",
+    "arguments_of",
+    "known_words",
+    "parse_request",
+]
 
 #: The longest request; every word of `follow` at its longest is shorter.
 REQUEST_BYTES_MAX = 8192
@@ -76,6 +83,11 @@ class Limits:
 
     packets_per_second: int
     duration_s: int
+
+
+def known_words(do: str) -> frozenset[str]:
+    """Return the words that *do* has; none for what cannot be asked for."""
+    return frozenset(_WORDS.get(do, ()))
 
 
 def parse_request(line: bytes) -> Request:

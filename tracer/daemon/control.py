@@ -80,12 +80,18 @@ class ControlServer:
     *clients* counts those connected now; *accepted*, *refused* and *cut* all there were.
     """
 
-    def __init__(self, settings: ControlSettings, log: Any) -> None:  # noqa: ANN401 - structlog's
+    def __init__(
+        self,
+        settings: ControlSettings,
+        log: Any,  # noqa: ANN401 - structlog's
+        patience_s: float = _PATIENCE_S,
+    ) -> None:
         self.accepted = 0
         self.refused = 0
         self.cut = 0
         self._settings = settings
         self._log = log
+        self._patience_s = patience_s
         self._limits = Limits(settings.packets_per_second, settings.duration_s)
         self._path = Path(settings.socket)
         self._listener: socket.socket | None = None
@@ -193,7 +199,7 @@ class ControlServer:
         connection.setblocking(False)  # noqa: FBT003 - positional in socket's signature
         raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
         client = _Client(
-            connection, Peer(*struct.unpack("=iII", raw)), time.monotonic() + _PATIENCE_S
+            connection, Peer(*struct.unpack("=iII", raw)), time.monotonic() + self._patience_s
         )
         self._clients.add(client)
         self._selector.register(connection, selectors.EVENT_READ, client)
@@ -311,7 +317,7 @@ class ControlServer:
         self._end(client, status)
 
     def _end(self, client: _Client, status: int) -> None:
-        client.closing, client.until_s = True, time.monotonic() + _PATIENCE_S
+        client.closing, client.until_s = True, time.monotonic() + self._patience_s
         client.out += json.dumps({"end": status}).encode() + b"\n"
         self._end_follower(client)
         self._flush(client)
@@ -370,6 +376,11 @@ class ControlServer:
             if not client.closing:
                 self._finish(client, "the daemon ends", 1)
             self._drop(client)
+        for key in list(self._selector.get_map().values()):
+            if isinstance(key.data, tuple):
+                # Nobody reads any more: a follower that writes still must not wait for us.
+                self._selector.unregister(key.fileobj)
+                key.fileobj.close()  # type: ignore[union-attr]
         for follower, until_s in self._ending:
             try:
                 follower.wait(max(0.1, until_s - time.monotonic()))
