@@ -69,6 +69,9 @@ _ATTRIBUTED_MAX = 16_384
 #: Rules whose last traced packet is remembered.
 _EXEMPLARS_MAX = 1024
 
+#: What `_bound` calls the bounds that the configuration sets.
+_BUDGETS = ("flows", "cpu", "namespaces")
+
 _ENDED = (EndingKind.DROPPED, EndingKind.REJECTED)
 _FAMILIES = {None, "inet", "ip", "ip6"}
 
@@ -97,7 +100,8 @@ class NamingCounts:
     die; *elsewhere* those that died by another table. *attributed* has packets by kind of
     drop and the rule found for their class; *untraced* counts all others by what kept us
     from finding it, *unattributed* those for which there was no room.
-    *unanswered* counts twice-seen SYNs that left or were delivered.
+    *bounded* counts the times that a flow was not armed for want of budget,
+    *unanswered* twice-seen SYNs that left or were delivered.
     """
 
     armed: int = 0
@@ -105,6 +109,7 @@ class NamingCounts:
     passed: int = 0
     elsewhere: int = 0
     expired: int = 0
+    bounded: int = 0
     unanswered: int = 0
     over_limit: int = 0
     attributed: dict[tuple[DropCount, RuleAnswer], Amount] = field(default_factory=dict)
@@ -295,6 +300,7 @@ class Namer:
                 space.asked[ask].died.add(died)
             elif (bound := self._bound(space, flow := Flow.of_row(flows[row]), now_s)) is not None:
                 self._count_untraced(bound, died.packets)
+                self.counts.bounded += bound in _BUDGETS
             else:
                 one = _Waiting(flow, ask, kind, now_s + self._settings.wait_s, died)
                 space.asked[ask] = space.waiting[flow] = one

@@ -91,10 +91,14 @@ class DaemonReadings:
             "nftrace_trace_armed_flows": state.waiting,
             "nftrace_trace_armed_total": naming.armed,
             "nftrace_trace_named_total": naming.named,
-            "nftrace_trace_refused_total": sum(naming.untraced.values()) + naming.unattributed,
+            "nftrace_trace_refused_total": naming.bounded,
             "nftrace_control_clients": self._control.clients if self._control else 0,
             "nftrace_control_clients_cut_total": self._control.cut if self._control else 0,
             "nftrace_messages_suppressed_total": self.messages.suppressed,
+            "nftrace_messages_lost_total": self.messages.lost,
+            "nftrace_trace_expired_total": naming.expired,
+            "nftrace_trace_untraced_drops_total": sum(naming.untraced.values()),
+            "nftrace_configurations_refused_total": self.refused_reloads,
         }
         return Health(
             tuple(sources),
