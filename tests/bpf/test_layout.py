@@ -29,6 +29,7 @@ MIRRORS: dict[str, np.dtype[np.void]] = {
     "nt_mark_key": layout.MARK_KEY,
     "nt_match": layout.MATCH,
     "nt_matches": layout.MATCHES,
+    "nt_numbers": layout.NUMBERS,
     "nt_peek": layout.PEEK,
     "nt_place": layout.PLACE,
     "nt_place_key": layout.PLACE_KEY,
