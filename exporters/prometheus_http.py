@@ -113,6 +113,8 @@ def _make_context(certificate: str, key: str, client_ca: str) -> ssl.SSLContext 
 
 
 class _Server(ThreadingHTTPServer):
+    # Longer than there are threads, so that whoever is too many is told at once.
+    request_queue_size = 4 * _CONNECTIONS_MAX
     daemon_threads = True
     block_on_close = False
 
