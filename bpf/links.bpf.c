@@ -85,22 +85,30 @@ int on_kfree_skb_mark(struct bpf_raw_tracepoint_args *ctx)
 	at->site = nt_site(cfg, ctx->args[1]);
 	if (at->site == NT_SITE_OTHER)
 		return 0;
+	nt_read(&protocol, &skb->protocol);
+	if (protocol == nt_swap16(NT_ETH_IPV4))
+		key.pf = NT_NFPROTO_IPV4;
+	else if (protocol == nt_swap16(NT_ETH_IPV6))
+		key.pf = NT_NFPROTO_IPV6;
+	else
+		return 0; /* ARP and the like: no link was at its hooks */
 	nt_read(&dev, &skb->dev);
 	net = nt_skb_net(skb, dev);
 	key.netns = nt_net_inode(net);
 	key.is_nft = at->site != NT_SITE_HOOK;
-	if (slot->skb == (u64)skb) {
+	key.ordinal = NT_MARK_SOLE;
+	if (slot->skb == (u64)skb && slot->place[1] == key.pf) {
 		key.hook = slot->place[0];
-		key.pf = slot->place[1];
 		key.ordinal = slot->ordinal;
-	} else {
-		nt_read(&protocol, &skb->protocol);
-		key.pf = protocol == nt_swap16(NT_ETH_IPV6) ? NT_NFPROTO_IPV6
-							    : NT_NFPROTO_IPV4;
-		key.ordinal = NT_MARK_SOLE;
 	}
 	slot->skb = 0;
 	mark = marks.lookup(&key);
+	if (!mark && key.ordinal != NT_MARK_SOLE) {
+		/* Noted in a namespace that it came from. */
+		key.hook = 0;
+		key.ordinal = NT_MARK_SOLE;
+		mark = marks.lookup(&key);
+	}
 	if (!mark)
 		return 0;
 	state->hook = mark->hook;

@@ -18,11 +18,12 @@ from tracer.core.journey import Verdict
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
 
-    from tracer.core.ruleset import Rule, Table
+    from tracer.core.ruleset import Rule, Ruleset, Table
 
-__all__ = ["Entry", "Mark", "can_drop", "plan_marks"]
+__all__ = ["Entry", "Mark", "can_drop", "has_foreign_droppers", "plan_marks"]
 
 _ENDING = frozenset({Verdict.DROP, Verdict.REJECT})
+_AT_DEVICES = frozenset({"ingress", "egress"})
 #: Targets that drop at times, of whatever verdict their text is.
 _AT_TIMES = re.compile(r"-j (?:SYNPROXY|TPROXY|TARPIT|DELUDE|CHAOS)\b|\bsynproxy\b|\btproxy\b")
 
@@ -65,6 +66,23 @@ def can_drop(table: Table, chain: str) -> bool:
         seen |= targets
         waiting += targets
     return False
+
+
+def has_foreign_droppers(rules: Ruleset) -> bool:
+    """
+    Tell whether nft drops packets where no mark can be: on bridges, at devices, in nat chains.
+
+    A packet that dies there may have been noted at one of IP's hooks before. The nat chains
+    of a hook are one entry there, which is not a chain's.
+    """
+    return any(
+        can_drop(table, chain.name)
+        for table in rules.tables.values()
+        if table.engine == "nft"
+        for chain in table.chains.values()
+        if chain.hook is not None
+        and (chain.hook in _AT_DEVICES or chain.type == "nat" or table.family == "bridge")
+    )
 
 
 def _ends(rule: Rule) -> bool:

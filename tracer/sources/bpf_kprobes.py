@@ -92,6 +92,7 @@ class TrampolineRung:
     cost = "some 20 ns for each packet and table, and for each of nft's verdicts"
     tracepoints: tuple[str, ...] = ()
     knows_handle = True
+    families: frozenset[int] | None = None
 
     def __init__(self, loaded: Loaded) -> None:
         """Take the programs of *loaded*; nothing is attached yet."""

@@ -8,7 +8,7 @@ none in a namespace whose family has one table, at one hook, that can drop.
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,7 +24,7 @@ from bpf.syscalls import (
     attach_netfilter,
     close_all,
 )
-from tracer.core.droppers import plan_marks
+from tracer.core.droppers import has_foreign_droppers, plan_marks
 from tracer.core.drops import Rung
 from tracer.errors import KernelRefusedError, KernelUnsupportedError, NftraceError
 from tracer.sources.bpf_hooks import FAMILIES, read_hooks
@@ -72,6 +72,7 @@ class LinkRung:
     cost = "22 to 33 ns for each packet and link; as many links as tables that can drop"
     tracepoints: tuple[str, ...] = (_TRACEPOINT,)
     knows_handle = False
+    families: frozenset[int] | None = frozenset(FAMILIES)
 
     def __init__(self, loaded: Loaded, peek: Peek) -> None:
         """Take the programs of *loaded*; nothing is linked yet."""
@@ -121,6 +122,8 @@ class LinkRung:
         for family in FAMILIES:
             hooks = read_hooks(self._peek, family, self.legacy, read.ruleset)
             marks = plan_marks(hooks.droppers, hooks.priorities, _ORDINALS)
+            if has_foreign_droppers(read.ruleset):
+                marks = [replace(m, doubtful=m.doubtful or m.entry.is_nft) for m in marks]
             for mark in marks:
                 self._set(inode, family, mark, covered)
             # Two marks of one ordinal, for either engine, are one link.

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 __all__ = ["SITES", "Proof", "prove"]
 
+#: What nft makes of a device's ingress for chains of a table inet, and what it is.
+_INGRESS, _NETDEV_INGRESS = {(1, 5), (2, 5), (10, 5)}, (5, 0)
 #: By a shot's kind, where its packet is freed.
 SITES = {"legacy": Site.HOOK, "rule": Site.NFT_RULE, "policy": Site.NFT_POLICY}
 
@@ -106,7 +108,10 @@ def _take(loaded: Loaded, inode: int) -> Iterable[tuple[np.void, np.void]]:
 def _told(site: Site, key: np.void, place: np.void, *, knows_handle: bool) -> tuple[object, ...]:
     table, chain = place["table"].decode(), place["chain"].decode()
     hook, family, rule = int(key["hook"]), int(key["family"]), int(key["rule"])
-    sure = bool(key["certain"])
+    if (family, hook) in _INGRESS:
+        family, hook = _NETDEV_INGRESS
+    # Beside chains at devices, which the range has, marks are never sure of nft's.
+    sure = bool(key["certain"]) if knows_handle else True
     rule = rule if knows_handle else 0
     return family, hook, table, "" if site is Site.HOOK else chain, rule, sure
 

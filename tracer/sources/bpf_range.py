@@ -20,8 +20,12 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tracer.errors import KernelRefusedError, KernelUnsupportedError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 __all__ = ["Deadline", "Shot", "build", "enter_new_namespace", "fire"]
 
@@ -46,6 +50,15 @@ _CHAINS = (
     ("ip6", "b", "input", -10, 9022, 9122),
     ("ip6", "c", "input", 300, 9023, 9123),
 )
+#: What not every kernel has, each loaded by itself. All of a device's ingress chains are
+#: entries of one hook.
+_MORE_CHAINS = (
+    (
+        ("netdev", "a", "ingress", -10, 9031, 9131),
+        ("netdev", "b", "ingress", 10, 9032, 9132),
+    ),
+    (("inet", "x", "ingress", 0, 9041, 9141),),
+)
 #: (restore program, family, table, chain, priority, port).
 _LEGACY = (
     ("iptables", _INET, "raw", "PREROUTING", -300, 9201),
@@ -59,9 +72,16 @@ _LEGACY = (
     ("ip6tables", _INET6, "mangle", "INPUT", -150, 9213),
     ("ip6tables", _INET6, "filter", "INPUT", 0, 9214),
 )
-_HOOKS = {"prerouting": _PREROUTING, "input": _INPUT, "output": _OUTPUT}
-_FAMILIES = {"ip": (_INET,), "ip6": (_INET6,), "inet": (_INET, _INET6)}
-_LO = {_INET: "127.0.0.1", _INET6: "::1"}
+_HOOKS = {"prerouting": _PREROUTING, "input": _INPUT, "output": _OUTPUT, "ingress": 0}
+#: At which families' hooks a table's chains stand.
+_FAMILIES = {
+    "ip": (_INET,),
+    "ip6": (_INET6,),
+    "inet": (_INET, _INET6),
+    "netdev": (_NETDEV,),
+}
+_ADDRESSES = {_INET: "127.0.0.1", _INET6: "::1", _NETDEV: "127.0.0.1"}
+Chain = tuple[str, str, str, int, int, int]
 
 
 class Deadline:
@@ -118,7 +138,7 @@ def build(deadline: Deadline) -> list[Shot]:
     enter_new_namespace()
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         fcntl.ioctl(sock, _SIOCSIFFLAGS, struct.pack("16sh14x", b"lo", _IFF_UP))
-    handles = _load_nft(deadline)
+    handles = _load_all(deadline)
     loaded = _load_legacy(deadline)
     legacy = [row for row in _LEGACY if row[0] in loaded]
     shots = _plan(handles, legacy)
@@ -143,23 +163,34 @@ def enter_new_namespace() -> None:
 
 def fire(shot: Shot, mark: int) -> None:
     """Send the shot's one packet with *mark*; it is dropped."""
-    address = _LO[shot.family]
-    kind = socket.AF_INET if shot.family == _INET else socket.AF_INET6
+    address = _ADDRESSES[shot.family]
+    kind = socket.AF_INET6 if shot.family == _INET6 else socket.AF_INET
     with socket.socket(kind, socket.SOCK_DGRAM) as sock, contextlib.suppress(OSError):
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
         # EPERM is what a drop on OUTPUT says.
         sock.sendto(b"", (address, shot.port))
 
 
-def _load_nft(deadline: Deadline) -> dict[int, int]:
-    """Return the handle of each dropping rule by its port; empty without nft."""
+def _load_all(deadline: Deadline) -> dict[int, int]:
+    """Return the handle of each dropping rule by its port."""
+    handles = _load_nft(_CHAINS, deadline)
+    if not handles:
+        return {}
+    for chains in _MORE_CHAINS:
+        handles |= _load_nft(chains, deadline)
+    return handles
+
+
+def _load_nft(chains: Sequence[Chain], deadline: Deadline) -> dict[int, int]:
+    """Return the handles of *chains*' dropping rules by port; empty where nft refuses."""
     lines = []
-    for family, chain, hook, priority, port, policy_port in _CHAINS:
+    for family, chain, hook, priority, port, policy_port in chains:
+        device = ' device "lo"' if hook == "ingress" else ""
         lines += [
             f"add table {family} t",
             (
                 f"add chain {family} t {chain} "
-                f"{{ type filter hook {hook} priority {priority}; policy drop; }}"
+                f"{{ type filter hook {hook}{device} priority {priority}; policy drop; }}"
             ),
             f"add rule {family} t {chain} udp dport {port} drop",
             f"add rule {family} t {chain} udp dport != {policy_port} accept",
@@ -218,18 +249,20 @@ def _restore(tool: str, deadline: Deadline) -> bool:
 def _plan(handles: dict[int, int], legacy: list[tuple[str, int, str, str, int, int]]) -> list[Shot]:
     """Aim a shot at each dropper, its hook's entries numbered by priority."""
     entries: dict[tuple[int, int], list[int]] = {}
-    chains = [row for row in _CHAINS if row[4] in handles]
+    listed = (*_CHAINS, *(row for rows in _MORE_CHAINS for row in rows))
+    chains = [row for row in listed if row[4] in handles]
     for family, _, hook, priority, _, _ in chains:
-        for pf in _FAMILIES[family]:
+        for pf in _stands_at(family, hook):
             entries.setdefault((pf, _HOOKS[hook]), []).append(priority)
     for pf, number, priority in _legacy_entries(legacy):
         entries.setdefault((pf, number), []).append(priority)
     shots = []
     for family, chain, hook, priority, port, policy_port in chains:
-        for pf in _FAMILIES[family]:
+        for pf in _stands_at(family, hook):
             row = sorted(entries[pf, _HOOKS[hook]])
             place = (pf, _HOOKS[hook], row.index(priority), len(row))
-            way = f"nft {family}"
+            # Each family has a function of its own between its hooks and nft.
+            way = f"nft {family}" + (" ingress" if hook == "ingress" else "")
             shots += [
                 Shot("rule", way, *place, port, "t", chain, handles[port]),
                 Shot("policy", way, *place, policy_port, "t", chain),
@@ -239,6 +272,10 @@ def _plan(handles: dict[int, int], legacy: list[tuple[str, int, str, str, int, i
         place = (pf, _HOOKS[chain.lower()], row.index(priority), len(row))
         shots.append(Shot("legacy", f"legacy {tool}", *place, port, name, chain))
     return shots
+
+
+def _stands_at(family: str, hook: str) -> tuple[int, ...]:
+    return (_NETDEV,) if hook == "ingress" else _FAMILIES[family]
 
 
 def _legacy_entries(
