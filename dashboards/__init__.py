@@ -1,0 +1,1 @@
+"""Grafana dashboards, Prometheus rules and Grafana alerts, written by `python -m dashboards`."""

@@ -1,0 +1,1 @@
+"""The alerts: one table, written out for Prometheus and for Grafana."""
