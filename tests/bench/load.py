@@ -90,6 +90,12 @@ def _many_legacy(count: int) -> str:
 
 _MANY = {"nft": _many_nft, "legacy": _many_legacy}
 
+
+def many_rules(engine: str, count: int) -> str:
+    """Give *count* accepting rules of *engine* nft or legacy, a hundred a chain."""
+    return _MANY[engine](count)
+
+
 # What `nft monitor trace` and `xtables-monitor` need: a mark that makes one message.
 _MARK = f"""
 table ip marks {{
