@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -385,3 +386,15 @@ def test_a_rule_that_only_accepts_has_no_series_by_drops() -> None:
     table = table_of((ACCEPT,), (0,), (False,))
 
     assert {} == values(Exporter(Watched(tables=(table,), rows=[]), every_rule=True), PACKETS)
+
+
+def test_every_metric_is_documented() -> None:
+    """The table in docs/metrics.md has each metric with its kind, its labels and its meaning."""
+    text = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(?:nftrace|process)_\w+` \| \w+ \|.*$", text, re.MULTILINE)
+
+    assert [
+        f"| `{one.name}` | {one.kind} | {', '.join(f'`{label}`' for label in one.labels) or 'none'} "
+        f"| {one.help} |"
+        for one in METRICS
+    ] == rows
