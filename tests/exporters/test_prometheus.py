@@ -393,8 +393,8 @@ def test_every_metric_is_documented() -> None:
     text = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| `(?:nftrace|process)_\w+` \| \w+ \|.*$", text, re.MULTILINE)
 
-    assert [
-        f"| `{one.name}` | {one.kind} | {', '.join(f'`{label}`' for label in one.labels) or 'none'} "
-        f"| {one.help} |"
-        for one in METRICS
-    ] == rows
+    labels = [", ".join(f"`{label}`" for label in one.labels) or "none" for one in METRICS]
+    assert rows == [
+        f"| `{one.name}` | {one.kind} | {words} | {one.help} |"
+        for one, words in zip(METRICS, labels, strict=True)
+    ]
