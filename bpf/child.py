@@ -28,6 +28,8 @@ __all__ = ["serve"]
 _HERE = Path(__file__).resolve().parent
 #: One datagram holds a request or an answer; the reasons' names are most of an answer.
 MESSAGE_BYTES = 1 << 18
+#: Set to anything, it makes us compile with the headers package, as where there is no BTF.
+_NO_BTF = "NFTRACE_NO_BTF"
 _WITHOUT_BTF = "boot a kernel with BTF, or install its headers (linux-headers-$(uname -r))"
 
 
@@ -48,7 +50,7 @@ def _build(request: dict[str, Any]) -> tuple[dict[str, Any], list[int]]:
     defines = dict(request["defines"])
     with tempfile.TemporaryDirectory(prefix="nftrace-") as folder:
         try:
-            btf = Btf()
+            btf = _open_btf()
         except BtfMissingError as exc:
             _require_headers(str(exc))
             defines["NT_HEADERS"] = 1
@@ -90,6 +92,13 @@ def _build(request: dict[str, Any]) -> tuple[dict[str, Any], list[int]]:
             facts["refused"][name] = exc.message
     facts["programs"] = list(programs)
     return facts, [*maps, *programs.values()]
+
+
+def _open_btf() -> Btf:
+    if os.environ.get(_NO_BTF):
+        msg = f"the kernel's BTF is left aside ({_NO_BTF} is set)"
+        raise BtfMissingError(msg)
+    return Btf()
 
 
 def _code(compiled: Any, name: str) -> bytes:  # noqa: ANN401 - bcc ships no types
@@ -136,7 +145,9 @@ def _shape(facts: dict[str, Any]) -> dict[str, int]:
 
 
 def _require_headers(why: str) -> None:
-    build = Path("/lib/modules", platform.release(), "build")
+    # bcc's own variable, for headers that lie elsewhere.
+    named = os.environ.get("BCC_KERNEL_SOURCE")
+    build = Path(named) if named else Path("/lib/modules", platform.release(), "build")
     if not build.exists():
         msg = f"{why}, and {build} with the kernel's headers is not there either"
         raise KernelUnsupportedError(msg, _WITHOUT_BTF)

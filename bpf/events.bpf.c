@@ -31,9 +31,10 @@ struct nt_scratch {
 	u16 header;
 	u16 protocol;
 };
-_Static_assert(__builtin_offsetof(struct sk_buff, data) ==
-		       __builtin_offsetof(struct sk_buff, tail) + 16,
-	       "sk_buff.tail to data are other than before");
+/* Where tail begins on a word there is no hole before head, and one read has all. */
+#define NT_HAS_HOLE                                  \
+	(__builtin_offsetof(struct sk_buff, data) != \
+	 __builtin_offsetof(struct sk_buff, tail) + 16)
 
 BPF_PERCPU_ARRAY(scratches, struct nt_scratch, 1);
 
@@ -51,7 +52,14 @@ static inline int nt_is_followed(struct nt_scratch *t,
 	armed = matches.lookup(&zero);
 	if (!armed || !armed->count)
 		return 0;
-	bpf_probe_read_kernel(&t->bounds, sizeof(t->bounds), &skb->tail);
+	if (NT_HAS_HOLE) {
+		nt_read(&t->bounds.tail, &skb->tail);
+		nt_read(&t->bounds.head, &skb->head);
+		nt_read(&t->bounds.data, &skb->data);
+	} else {
+		bpf_probe_read_kernel(&t->bounds, sizeof(t->bounds),
+				      &skb->tail);
+	}
 	if (where == NT_FROM_HEADER) {
 		nt_read(&t->header, &skb->network_header);
 		from = t->bounds.head + t->header;

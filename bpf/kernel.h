@@ -17,6 +17,9 @@
 #include <linux/netfilter/x_tables.h>
 #include <net/netfilter/nf_tables.h>
 #include <net/sock.h>
+/* A bit field, behind the count of uses. */
+#define NT_OFFSET_NFT_TABLE_FAMILY \
+	(__builtin_offsetof(struct nft_table, use) + 4)
 #else
 #include <nt_types.h>
 #endif
