@@ -139,7 +139,9 @@ def _command(
     if done.returncode != 0:
         # Our own mistake in the question is no answer.
         assert "syntax error" not in done.stderr, done.stderr
-        return f"{' '.join(cmd)} {stdin or ''}: {done.stderr.strip().splitlines()[-1]}"
+        # nft shows the place below its first line, others end with what is to be done.
+        said = done.stderr.strip().splitlines() or [f"status {done.returncode}"]
+        return f"{' '.join(cmd)} {' '.join((stdin or '').split())}: {said[0]}"
     if undo is not None:
         subprocess.run(undo, check=True, capture_output=True)
     return None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import select
+import socket
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +13,10 @@ from tests.kernel import nets, probes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+_ETH_P_ALL = 3
+#: More frames than this in a row are no test's.
+_CHATTER = 100
 
 _ACCOUNT = {
     "legacy": "*raw\n-A PREROUTING -p {proto} -j ACCEPT\nCOMMIT\n",
@@ -46,6 +52,42 @@ def test_each_sender_sends_exactly_what_was_asked(wire: tuple[str, str], backend
 
         expected = {"udp": 17, "tcp": 13, "icmp": 11}[proto]
         assert [expected] == nets.rule_counters(b, backend, "raw", "PREROUTING")
+
+
+@pytest.mark.parametrize("network", ["10.9.0.{}/24", "fd09::{}/64"])
+def test_a_cable_is_silent(netns: Callable[..., str], network: str) -> None:
+    """On a cable goes what a test sends and no more: no ARP, no solicitations, no reports."""
+    a, b = netns("a"), netns("b")
+    nets.veth(a, "eth0", network.format(1), b, "eth0", network.format(2))
+    address = network.format(2).partition("/")[0]
+    if ":" in address:
+        # IPv6 reports a group when it joins it, at once and never again.
+        nets.wait_until(lambda: _count_reports(a) and _count_reports(b), what="the first reports")
+    with nets.in_netns(b):
+        tap = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(_ETH_P_ALL))
+    with tap, nets.udp_listener(b, 53, address):
+        # What was joined within some ticks goes into one report more.
+        _read_until_silent(tap, 0.3)
+        nets.send_udp(a, address, 53, 5, sport=4000)
+        frames = _read_until_silent(tap, 1.3)
+
+    assert [b"\x86\xdd" if ":" in address else b"\x08\x00"] * 5 == [f[12:14] for f in frames]
+    assert [(4000).to_bytes(2, "big") + (53).to_bytes(2, "big")] * 5 == [
+        frame[54:58] if ":" in address else frame[34:38] for frame in frames
+    ]
+
+
+def _count_reports(ns: str) -> int:
+    text = nets.ip_netns_exec(ns, "cat", "/proc/net/snmp6").stdout
+    return next(int(line.split()[1]) for line in text.splitlines() if "OutMLDv2Reports" in line)
+
+
+def _read_until_silent(tap: socket.socket, silence_s: float) -> list[bytes]:
+    frames = []
+    while select.select([tap], [], [], silence_s)[0]:
+        frames.append(tap.recv(2048))
+        assert len(frames) < _CHATTER, frames
+    return frames
 
 
 def test_a_flood_sends_its_count_from_each_port(wire: tuple[str, str]) -> None:
