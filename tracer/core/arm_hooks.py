@@ -15,6 +15,7 @@ __all__ = [
     "LOWEST",
     "OWN_PREFIX",
     "find_ingress",
+    "find_places",
     "first_priority",
     "has_hooks",
     "has_nat",
@@ -89,6 +90,29 @@ def has_hooks(ruleset: Ruleset, family: str) -> bool:
         for table in _tables(ruleset, (family,))
         for chain in table.chains.values()
     )
+
+
+def find_places(ruleset: Ruleset) -> frozenset[tuple[object, ...]]:
+    """
+    Return all that arming depends on in *ruleset*: base chains, and rules that translate.
+
+    Two rulesets with the same are armed alike.
+    """
+    found: set[tuple[object, ...]] = set()
+    for (engine, family, name), table in ruleset.tables.items():
+        if name.startswith(OWN_PREFIX):
+            continue
+        hooked = [chain for chain in table.chains.values() if chain.hook is not None]
+        for chain in hooked:
+            found.add((engine, family, chain.hook, chain.priority, chain.type, chain.devices))
+        if any(chain.type == "nat" for chain in hooked) or (engine, name) == ("legacy", "nat"):
+            found.add((engine, family, name, *_list_rules(table)))
+    return frozenset(found)
+
+
+def _list_rules(table: Table) -> Iterator[tuple[str, ...]]:
+    for chain in table.chains.values():
+        yield (chain.name, *(rule.text for rule in chain.rules))
 
 
 def find_ingress(ruleset: Ruleset, devices: tuple[str, ...]) -> dict[str, int]:

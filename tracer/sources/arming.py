@@ -40,19 +40,25 @@ class Armed:
     def __init__(self, namespace: Netns, plan: ArmingPlan) -> None:
         self._namespace = namespace
         self._plan = plan
+        self._over_limit = 0
         self._context: Any = _new_context()
-        last = "".join(
-            _LAST.format(family=family, table=table, hook=hook)
-            for family, table in plan.tables
-            if family in ("ip", "ip6")
-            for hook in ("postrouting", "input")
-        )
         # One transaction: a packet meets all of it or nothing.
-        self.run(plan.script + last)
+        self.run(_render(plan))
+
+    def replace(self, plan: ArmingPlan) -> None:
+        """
+        Put *plan* in the place of the one in force, for all packets at once.
+
+        The calling thread is in the namespace. Connections that were learned are learned
+        anew. Errors: as for a new one; the old plan is in force then.
+        """
+        self._over_limit += self.read_over_limit() or 0
+        self.run(_render_removal(self._plan) + _render(plan))
+        self._plan = plan
 
     def read_over_limit(self) -> int | None:
         """Return how many matching packets the rate limit left untraced, None if unknown."""
-        total = 0
+        total = self._over_limit
         for family, table, name in self._plan.over_limit_counters:
             status, output, _ = self._context.cmd(f"list counter {family} {table} {name}")
             if status != 0:
@@ -64,9 +70,8 @@ class Armed:
         """Remove the tables; harmless when repeated."""
         if self._context is None:
             return
-        script = "".join(f"delete table {family} {name}\n" for family, name in self._plan.tables)
         # Whatever the answer: the tables end with their owner's socket.
-        self._context.cmd(script)
+        self._context.cmd(_render_removal(self._plan))
         self._context = None
 
     def run(self, script: str) -> None:
@@ -80,6 +85,20 @@ class Armed:
             said = error.strip().splitlines() or ["no reason given"]
             message = f"netns {self._namespace.name}: the arming rules were refused ({said[0]})"
             raise KernelRefusedError(message, "see `nftrace check`")
+
+
+def _render(plan: ArmingPlan) -> str:
+    last = "".join(
+        _LAST.format(family=family, table=table, hook=hook)
+        for family, table in plan.tables
+        if family in ("ip", "ip6")
+        for hook in ("postrouting", "input")
+    )
+    return plan.script + last
+
+
+def _render_removal(plan: ArmingPlan) -> str:
+    return "".join(f"delete table {family} {name}\n" for family, name in plan.tables)
 
 
 def _new_context() -> Any:  # noqa: ANN401 - the module ships no types

@@ -12,6 +12,7 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from socket import if_nameindex
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,7 @@ from tracer.sources.arming import Armed
 from tracer.sources.ends import EndWatch
 from tracer.sources.netns import Netns, entered
 from tracer.sources.nf_log import NfLogSwitch
+from tracer.sources.rearming import Rearming
 from tracer.sources.ruleset import legacy_tables, read_generation, read_ruleset
 from tracer.sources.trace import NamespaceTrace
 from tracer.sources.trace_socket import TraceSocket
@@ -33,7 +35,9 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
+    from tracer.core.arming import ArmingPlan
     from tracer.core.filters import Filter
+    from tracer.sources.ruleset import RulesetRead
     from tracer.sources.trace import Told
 
 __all__ = ["Follow", "FollowOptions"]
@@ -79,6 +83,7 @@ class Follow:
         self._options = options
         self._stack = ExitStack()
         self._armed: list[Armed] = []
+        self._rearmings: list[Rearming] = []
         self._switch = NfLogSwitch()
         self._held: list[int] = []
         self.traces: list[NamespaceTrace] = []
@@ -90,7 +95,9 @@ class Follow:
     @property
     def notes(self) -> list[str]:
         """Sentences that say what cannot be seen."""
-        return [*self._notes, *(self.ends.notes if self.ends is not None else ())]
+        of_rearming = (note for one in self._rearmings for note in one.notes)
+        of_ends = self.ends.notes if self.ends is not None else ()
+        return [*dict.fromkeys((*self._notes, *of_rearming, *of_ends))]
 
     def __enter__(self) -> Self:
         """Read, listen, arm: one namespace after the other."""
@@ -177,6 +184,20 @@ class Follow:
         # Listening comes before reading: a change in between is announced, and read again.
         socket.join()
         read = read_ruleset()
+        plan = self._plan(namespace, read)
+        if self.ends is not None:
+            self.ends.wait(self._options.ends_by_s)
+        armed = Armed(namespace, plan)
+        self._armed.append(armed)
+        rearming = Rearming(
+            namespace, lambda: self._plan(namespace, read_ruleset()), armed, read.ruleset
+        )
+        self._rearmings.append(rearming)
+        hear = partial(self._hear_legacy, socket)
+        self.traces.append(NamespaceTrace(socket, read, pool, hear=hear, look=rearming.look))
+
+    def _plan(self, namespace: Netns, read: RulesetRead) -> ArmingPlan:
+        """Plan for the namespace that the calling thread is in, whose rules are *read*."""
         plan = plan_arming(
             self._options.wanted,
             read.ruleset,
@@ -191,11 +212,9 @@ class Follow:
         )
         if self.ends is not None:
             self.ends.arm(plan.called, plan.shared)
-            self.ends.wait(self._options.ends_by_s)
-        self._armed.append(Armed(namespace, plan))
         prefix = f"netns {namespace.name}: " if len(self._namespaces) > 1 else ""
         self._notes += [prefix + note for note in plan.notes]
-        self.traces.append(NamespaceTrace(socket, read, pool))
+        return plan
 
     def _pinned(self, namespace: Netns) -> Netns:
         """Return the namespace by a descriptor, so that it can be entered when its name is gone."""
@@ -211,6 +230,22 @@ class Follow:
         socket.bind_nflog()
         for family in families:
             self._switch.turn_on(namespace, family)
+
+    def _hear_legacy(self, socket: TraceSocket, families: list[str]) -> None:
+        """Listen to legacy tables that have come into being since we began."""
+        namespace = socket.namespace
+        try:
+            with entered(namespace):
+                socket.bind_nflog_late()
+                for family in families:
+                    self._switch.turn_on(namespace, family)
+        except NftraceError as exc:
+            self._notes.append(f"legacy tables have come into being that are not followed: {exc}")
+        else:
+            self._notes.append(
+                f"netns {namespace.name}: legacy tables came into being while it was followed:"
+                " what passed them in their first moments is not seen"
+            )
 
     def _rate(self) -> int | None:
         wanted, rate = self._options.wanted, self._options.rate

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-__all__ = ["find_nflog_holder", "find_trace_listeners"]
+__all__ = ["find_nflog_holder", "find_nflog_port", "find_trace_listeners"]
 
 _NETLINK_NETFILTER = "12"
 _TRACE_GROUP = 1 << (9 - 1)  # NFNLGRP_NFTRACE in /proc/net/netlink's mask of groups
 
 
-def find_nflog_holder() -> str | None:
+def find_nflog_port() -> int | None:
     """
-    Say who listens on NFLOG group 0 of the calling thread's namespace; None for nobody.
+    Return the netlink port that listens on NFLOG group 0 of the calling thread's namespace.
 
     Source: seq_show() in net/netfilter/nfnetlink_log.c: group, port id, …
     """
@@ -24,11 +24,17 @@ def find_nflog_holder() -> str | None:
         lines = Path("/proc/thread-self/net/netfilter/nfnetlink_log").read_text().splitlines()
     except OSError:
         return None
-    ports = [fields[1] for fields in map(str.split, lines) if fields[:1] == ["0"]]
-    if not ports:
+    rows = map(str.split, lines)
+    return next((int(fields[1]) for fields in rows if fields[:1] == ["0"]), None)
+
+
+def find_nflog_holder() -> str | None:
+    """Say who listens on NFLOG group 0 of the calling thread's namespace; None for nobody."""
+    port = find_nflog_port()
+    if port is None:
         return None
-    owners = _find_owners(lambda fields: fields[2] == ports[0])
-    return next(owners, f"another process (netlink port {ports[0]})")
+    owners = _find_owners(lambda fields: fields[2] == str(port))
+    return next(owners, f"another process (netlink port {port})")
 
 
 def find_trace_listeners() -> list[str]:

@@ -37,6 +37,7 @@ from tracer.sources.netns import Netns, entered
 from tracer.sources.ruleset import LegacyFingerprint, RulesetRead, read_generation, read_ruleset
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from concurrent.futures import Future, ThreadPoolExecutor
 
     from tracer.core.assemble import Journeys
@@ -58,6 +59,7 @@ _ERRORS_KEPT = 16
 
 _POLL_NS = 10_000_000  # a legacy table's fingerprint is this old at most, unless it is large
 _POLL_SHARE = 20  # …when taking it may cost a twentieth of the time
+_APPEAR_NS = 50_000_000  # where there is none, it is looked for so often
 #: Later than every generation (32 bits): no reading that was asked for earlier reaches it.
 _UNKNOWN = 1 << 32
 
@@ -99,10 +101,20 @@ class NamespaceTrace:
     """
     The trace of one namespace, from its socket on.
 
-    *read* is the ruleset as it was when *socket* began to listen.
+    *read* is the ruleset as it was when *socket* began to listen. *hear* is told the
+    families of legacy tables that have come into being since; *look* is given the ruleset
+    in force again and again.
     """
 
-    def __init__(self, socket: TraceSocket, read: RulesetRead, pool: ThreadPoolExecutor) -> None:
+    def __init__(
+        self,
+        socket: TraceSocket,
+        read: RulesetRead,
+        pool: ThreadPoolExecutor,
+        *,
+        hear: Callable[[list[str]], None] | None = None,
+        look: Callable[[Ruleset], None] | None = None,
+    ) -> None:
         self.namespace: Netns = socket.namespace
         self.socket = socket
         self.events = 0
@@ -123,8 +135,11 @@ class NamespaceTrace:
         self._reading: Future[RulesetRead] | None = None
         self._reading_for = 0
         self._fingerprint = read.legacy
+        self._families = {family for family, _ in read.legacy.tables}
+        self._hear = hear
+        self._look = look
         self._polled_ns = 0
-        self._poll_ns = _POLL_NS
+        self._poll_ns = _POLL_NS if self._families else _APPEAR_NS
         self._devices: dict[int, str] = {}
         self._listeners: tuple[int, frozenset[int]] = (0, frozenset())
         self._use(StepBook(self._decoder.table, read.ruleset))
@@ -163,6 +178,8 @@ class NamespaceTrace:
         taken_ns = time.monotonic_ns()
         self._poll_legacy(taken_ns)
         told = self._collect_reading()
+        if self._look is not None:
+            self._look(self._read.ruleset)
         while self._waiting and self._is_ready(self._waiting[0]):
             told += self._assemble_next()
         # Where we came late ourselves, what is missing may lie in the socket still.
@@ -358,20 +375,23 @@ class NamespaceTrace:
     # --- legacy tables -------------------------------------------------------------------
 
     def _poll_legacy(self, now_ns: int) -> None:
-        if not self._fingerprint.tables or self._reading is not None:
+        if self._reading is not None:
             return
         if now_ns - self._polled_ns >= self._poll_ns:
             self._fingerprint_now()
 
     def _fingerprint_now(self) -> None:
-        if not self._fingerprint.tables:
-            return
         # What came before the look began was passed by the rules that it finds.
         self._polled_ns = time.monotonic_ns()
         with entered(self.namespace):
             current = LegacyFingerprint.take(self._fingerprint)
         cost_ns = time.monotonic_ns() - self._polled_ns
-        self._poll_ns = max(_POLL_NS, cost_ns * _POLL_SHARE)
+        least_ns = _POLL_NS if current.tables else _APPEAR_NS
+        self._poll_ns = max(least_ns, cost_ns * _POLL_SHARE)
+        fresh = {family for family, _ in current.tables} - self._families
+        if fresh and self._hear is not None:
+            self._families |= fresh
+            self._hear(sorted(fresh))
         if current.changed_since(self._fingerprint):
             self._wanted += 1
             self._generations[self._wanted] = _UNKNOWN

@@ -28,7 +28,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tracer.errors import KernelRefusedError, KernelUnsupportedError
-from tracer.sources.holders import find_nflog_holder
+from tracer.sources.holders import find_nflog_holder, find_nflog_port
 
 if TYPE_CHECKING:
     from tracer.sources.netns import Netns
@@ -47,7 +47,7 @@ _MEMINFO_RMEM, _MEMINFO_DROPS = 0, 8
 _NFULNL_CONFIG = (4 << 8) | 1
 _NFTABLES = 10  # NFNL_SUBSYS_NFTABLES
 _NFT_TRACE = (_NFTABLES << 8) | 17  # NFT_MSG_TRACE
-_NLM_F_REQUEST_ACK = 0x5
+_NLM_F_REQUEST, _NLM_F_REQUEST_ACK = 0x1, 0x5
 _CFG_CMD, _CFG_MODE, _CFG_QTHRESH = 1, 2, 5
 _CFG_CMD_BIND, _COPY_PACKET = 1, 2
 
@@ -159,22 +159,35 @@ class TraceSocket:
         Errors: KernelRefusedError that names the holder where another has the group;
         KernelUnsupportedError where the kernel lacks NFLOG.
         """
-        requests = [
-            _attribute(_CFG_CMD, struct.pack("B", _CFG_CMD_BIND)),
-            _attribute(_CFG_MODE, struct.pack(">IBx", _COPY_RANGE, _COPY_PACKET)),
-            # A trace event is never held back to be sent with others.
-            _attribute(_CFG_QTHRESH, struct.pack(">I", 1)),
-        ]
-        for request in requests:
+        for request in _BIND:
             error = self._configure(request)
             if error in (errno.EPERM, errno.EBUSY):
-                holder = find_nflog_holder() or "another process"
-                message = f"netns {self.namespace.name}: NFLOG group 0 is held by {holder}"
-                remedy = "it takes one listener: end that one, or follow in another namespace"
-                raise KernelRefusedError(message, remedy)
+                raise self._refusal()
             if error:
                 message = f"netns {self.namespace.name}: no NFLOG ({os.strerror(error)})"
                 raise KernelUnsupportedError(message, "modprobe nfnetlink_log")
+
+    def bind_nflog_late(self) -> None:
+        """
+        Become that listener while events come in; harmless where it is already.
+
+        The calling thread is in the namespace. Errors: as of `bind_nflog`.
+        """
+        for request in _BIND:
+            # Without an answer: it would have to be looked for among the events.
+            self._ask(request, _NLM_F_REQUEST)
+        port = find_nflog_port()
+        if port is None:
+            message = f"netns {self.namespace.name}: no NFLOG"
+            raise KernelUnsupportedError(message, "modprobe nfnetlink_log")
+        if port != self._socket.getsockname()[0]:
+            raise self._refusal()
+
+    def _refusal(self) -> KernelRefusedError:
+        holder = find_nflog_holder() or "another process"
+        message = f"netns {self.namespace.name}: NFLOG group 0 is held by {holder}"
+        remedy = "it takes one listener: end that one, or follow in another namespace"
+        return KernelRefusedError(message, remedy)
 
     def is_empty(self) -> bool:
         """Tell whether all that was sent until now has been received."""
@@ -256,12 +269,13 @@ class TraceSocket:
         words = struct.unpack("=9I", self._socket.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, 36))
         return words[_MEMINFO_RMEM], words[_MEMINFO_DROPS]
 
-    def _configure(self, attributes: bytes) -> int:
-        header = struct.pack(
-            "=IHHII", 20 + len(attributes), _NFULNL_CONFIG, _NLM_F_REQUEST_ACK, 1, 0
-        )
+    def _ask(self, attributes: bytes, flags: int) -> None:
+        header = struct.pack("=IHHII", 20 + len(attributes), _NFULNL_CONFIG, flags, 1, 0)
         # nfgenmsg: family unspecified, version 0, the group in the resource id.
         self._socket.send(header + struct.pack(">BBH", 0, 0, 0) + attributes)
+
+    def _configure(self, attributes: bytes) -> int:
+        self._ask(attributes, _NLM_F_REQUEST_ACK)
         answer = self._socket.recv(4096)
         (error,) = struct.unpack_from("=i", answer, 16)
         return -int(error)
@@ -270,6 +284,15 @@ class TraceSocket:
 def _attribute(kind: int, value: bytes) -> bytes:
     padding = b"\0" * (-len(value) % 4)
     return struct.pack("=HH", 4 + len(value), kind) + value + padding
+
+
+#: What binds a socket to NFLOG group 0.
+_BIND = (
+    _attribute(_CFG_CMD, struct.pack("B", _CFG_CMD_BIND)),
+    _attribute(_CFG_MODE, struct.pack(">IBx", _COPY_RANGE, _COPY_PACKET)),
+    # A trace event is never held back to be sent with others.
+    _attribute(_CFG_QTHRESH, struct.pack(">I", 1)),
+)
 
 
 def _message_headers(
