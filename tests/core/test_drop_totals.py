@@ -95,12 +95,29 @@ def test_a_drop_below_the_rung_of_rules_is_nobodys() -> None:
 
 
 def test_a_rule_that_is_gone_is_said_to_be() -> None:
-    """Drops by a rule that nobody has read are counted as unresolved, and in their table."""
+    """Drops by a rule that is not known the next time either are counted as unresolved."""
     drops, rules = DropTotals(), rules_with(DROPPING)
     drops.update([replace(RULE, handle=99)], NAMES, rules, Expected())
+    at_first = dict(drops.totals)
+    for _ in range(2):
+        drops.update([replace(RULE, handle=99)], NAMES, rules, Expected())
 
+    assert {} == at_first
     assert {"n": 5} == drops.unresolved
     assert {LABELS: [5, 500]} == drops.totals
+
+
+def test_a_rule_that_is_read_later_has_its_drops() -> None:
+    """A rule that came between the readings of rules and of drops is waited for."""
+    drops, rules = DropTotals(), rules_with(MAPPED)
+    expected = parse_expected([{"comment": "noise"}])
+    drops.update([RULE], NAMES, rules, expected)
+    read(rules, MAPPED, DROPPING, counted=False, version=2)
+    drops.update([replace(RULE, packets=7, octets=700)], NAMES, rules, expected)
+
+    assert [0, 7] == attributed(rules)
+    assert {} == drops.unresolved
+    assert {LABELS._replace(expected=True): [7, 700]} == drops.totals
 
 
 def test_what_was_added_stays_when_the_rule_goes() -> None:
@@ -109,7 +126,8 @@ def test_what_was_added_stays_when_the_rule_goes() -> None:
     drops, rules = DropTotals(), rules_with(DROPPING)
     drops.update([RULE], NAMES, rules, expected)
     read(rules, MAPPED, counted=False, version=2)
-    drops.update([replace(RULE, packets=9, octets=900)], NAMES, rules, expected)
+    for _ in range(2):
+        drops.update([replace(RULE, packets=9, octets=900)], NAMES, rules, expected)
 
     assert {LABELS._replace(expected=True): [5, 500], LABELS: [4, 400]} == drops.totals
 

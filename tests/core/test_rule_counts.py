@@ -222,6 +222,25 @@ def test_a_policy_that_turns_to_drop_has_not_dropped_what_it_let_pass() -> None:
     assert {drop.rule_id: 13} == totals_of(counts)
 
 
+def test_a_counter_that_was_not_found_for_once_is_not_counted_twice() -> None:
+    """A rule read while it changed, without its counter, goes on when it has it again."""
+    firewall = Firewall()
+    firewall.load("a")
+    firewall.meet("a", 7)
+    counts = followed(firewall)
+    reading = firewall.read()
+    table = replace(reading.tables[0], rules=(firewall.rules[0],), counted=np.zeros(1, np.bool_))
+    counts.update(replace(reading, tables=(table,)))
+    without = totals_of(counts)
+    firewall.rules = (replace(firewall.rules[0]),)
+    firewall.meet("a", 3)
+    counts.update(firewall.read())
+
+    assert {"a": 7} == without
+    assert {"a": 10} == totals_of(counts)
+    assert {} == counts.resets
+
+
 def test_what_was_attributed_stays_with_its_rule() -> None:
     """Drops given to a rule are kept when others come above it, apart from its counter."""
     firewall = Firewall()

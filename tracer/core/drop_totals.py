@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from tracer.core.drops import DropCount
     from tracer.core.rule_counts import RuleCounts
+    from tracer.core.rule_ids import CountedRule
 
 __all__ = ["KINDS_MAX", "OTHER", "DropLabels", "DropTotals"]
 
@@ -44,6 +45,7 @@ class DropTotals:
 
     def __init__(self, kinds_max: int = KINDS_MAX) -> None:
         """Begin with nothing; beyond *kinds_max* label sets they are counted together."""
+        self._held: set[DropCount] = set()
         self.totals: dict[DropLabels, list[int]] = {}
         self.folded = 0
         self.unresolved: dict[str, int] = {}
@@ -60,11 +62,14 @@ class DropTotals:
         """
         Add what *rows* have more than the last time.
 
+        A drop by a rule that is not known waits for the next time: rules and drops are
+        not read at one moment. If the rule is not known then either it is gone.
+
         *names* are the watched namespaces' by inode: others are left out. *rules* are up
         to date.
         """
-        last = self._last
-        self._last = {}
+        last, held = self._last, self._held
+        self._last, self._held = {}, set()
         for row in rows:
             kind = row.kind_only
             packets, octets = last.get(kind, (0, 0))
@@ -72,8 +77,14 @@ class DropTotals:
             if row.packets < packets or row.octets < octets:
                 packets = octets = 0
             name = names.get(row.netns)
-            if name is not None and row.packets > packets:
-                self._add(row, name, (row.packets - packets, row.octets - octets), rules, expected)
+            if name is None or row.packets == packets:
+                continue
+            place = _Place(row, name, rules)
+            if place.is_gone and kind not in held:
+                self._held.add(kind)
+                self._last[kind] = packets, octets
+                continue
+            self._add(place, (row.packets - packets, row.octets - octets), rules, expected)
 
     def keep_only(self, names: Iterable[str]) -> None:
         """End the totals of namespaces that are not among *names*."""
@@ -95,36 +106,45 @@ class DropTotals:
         total[1] += octets
 
     def _add(
-        self,
-        row: DropCount,
-        name: str,
-        new: tuple[int, int],
-        rules: RuleCounts,
-        expected: Expected,
+        self, place: _Place, new: tuple[int, int], rules: RuleCounts, expected: Expected
     ) -> None:
-        text, chain, comment = None, row.chain, None
-        key = TableKey(name, row.engine or "", row.family or "", row.table or "")
-        table = rules.tables.get(key)
+        if place.is_gone:
+            self.unresolved[place.name] = self.unresolved.get(place.name, 0) + new[0]
+        elif place.at is not None and place.has_no_counter:
+            rules.attribute(place.key, place.at, *new)
+        self.add(place.labels(expected), *new)
+
+
+class _Place:
+    """Where a kind of drop belongs, by the rules as they are known now."""
+
+    def __init__(self, row: DropCount, name: str, rules: RuleCounts) -> None:
+        self.name = name
+        self.key = TableKey(name, row.engine or "", row.family or "", row.table or "")
+        self.at: int | None = None
+        self.rule: CountedRule | None = None
+        self.has_no_counter = False
+        self._row = row
         is_named = row.kind == "policy" or row.rule is not None or row.handle is not None
-        if is_named and row.table is not None:
-            at = None if table is None else table.find(row.chain or "", row.rule, row.handle)
-            if table is not None and at is not None:
-                rule = table.rules[at]
-                text, chain = rule.text or "policy", rule.chain
-                comment = rule.comment or None
-                if not table.counted[at] or (not rule.is_dropping and not rule.is_policy):
-                    rules.attribute(key, at, *new)
-            else:
-                self.unresolved[name] = self.unresolved.get(name, 0) + new[0]
+        table = rules.tables.get(self.key)
+        if is_named and table is not None:
+            self.at = table.find(row.chain or "", row.rule, row.handle)
+        if table is not None and self.at is not None:
+            self.rule = table.rules[self.at]
+            counts_drops = self.rule.is_dropping or self.rule.is_policy
+            self.has_no_counter = not (counts_drops and table.counted[self.at])
+        self.is_gone = is_named and row.table is not None and self.at is None
+
+    def labels(self, expected: Expected) -> DropLabels:
+        """Return what the drops are told apart by."""
+        row, rule = self._row, self.rule
+        chain, text, comment = row.chain, None, None
+        if rule is not None:
+            chain, text, comment = rule.chain, rule.text or "policy", rule.comment or None
         of_table = row.engine, row.family, row.table
-        features = DropFeatures(name, *of_table, chain, text, comment, row.reason)
-        labels = DropLabels(
-            name,
-            row.engine or "",
-            row.family or "",
-            row.hook or "",
-            row.table or "",
+        features = DropFeatures(self.name, *of_table, chain, text, comment, row.reason)
+        return DropLabels(
+            *(self.name, self.key.engine, self.key.family, row.hook or "", self.key.table),
             row.reason,
             expected.fits(features),
         )
-        self.add(labels, *new)

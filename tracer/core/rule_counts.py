@@ -185,6 +185,8 @@ class RuleCounts:
         known = self.tables.get(key)
         if known is None or known.rules is not table.rules or _is_other(known, table, inode):
             known = self.tables[key] = self._lay_out(key, table, inode, known, raw)
+        # Rules that changed while they were read can miss their counter for once.
+        raw = np.where(known.counted, raw, known.last)
         fell = (raw < known.last).any(axis=0)
         if fell.any():
             self._count_reset(key)
