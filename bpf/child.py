@@ -20,6 +20,7 @@ from typing import Any
 
 from bpf.btf import Btf, BtfMissingError, Function
 from bpf.casts import CAST, PLACEHOLDER, can_cast, patch_casts
+from bpf.headers import read_drop_reasons
 from bpf.syscalls import find_module_btf, load_program
 from tracer.errors import KernelUnsupportedError, NftraceError
 
@@ -28,6 +29,7 @@ __all__ = ["serve"]
 _HERE = Path(__file__).resolve().parent
 #: One datagram holds a request or an answer; the reasons' names are most of an answer.
 MESSAGE_BYTES = 1 << 18
+_REASONS = "skb_drop_reason"
 #: Set to anything, it makes us compile with the headers package, as where there is no BTF.
 _NO_BTF = "NFTRACE_NO_BTF"
 _WITHOUT_BTF = "boot a kernel with BTF, or install its headers (linux-headers-$(uname -r))"
@@ -52,8 +54,11 @@ def _build(request: dict[str, Any]) -> tuple[dict[str, Any], list[int]]:
         try:
             btf = _open_btf()
         except BtfMissingError as exc:
-            _require_headers(str(exc))
+            folders = _require_headers(str(exc))
             defines["NT_HEADERS"] = 1
+            reasons = read_drop_reasons(folders)
+            facts["enums"] = {n: reasons if n == _REASONS else {} for n in request["enums"]}
+            defines |= _shape(facts)
         else:
             os.environ["BCC_KERNEL_SOURCE"] = str(_HERE)
             defines["LINUX_VERSION_CODE"] = _version_code(platform.release())
@@ -130,7 +135,7 @@ def _shape_of_functions(functions: dict[str, Function]) -> dict[str, int]:
 
 def _shape(facts: dict[str, Any]) -> dict[str, int]:
     """Turn what BTF says is there into the switches that the C code looks at."""
-    reasons = facts["enums"].get("skb_drop_reason", {})
+    reasons = facts["enums"].get(_REASONS, {})
     shape = {
         f"NT_OFFSET_{name.replace('.', '_').upper()}": offset
         for name, offset in facts["offsets"].items()
@@ -144,13 +149,15 @@ def _shape(facts: dict[str, Any]) -> dict[str, int]:
     return shape
 
 
-def _require_headers(why: str) -> None:
+def _require_headers(why: str) -> tuple[Path, ...]:
+    """Return the folders of the kernel's headers; Debian parts them into two."""
     # bcc's own variable, for headers that lie elsewhere.
     named = os.environ.get("BCC_KERNEL_SOURCE")
     build = Path(named) if named else Path("/lib/modules", platform.release(), "build")
     if not build.exists():
         msg = f"{why}, and {build} with the kernel's headers is not there either"
         raise KernelUnsupportedError(msg, _WITHOUT_BTF)
+    return build, build.parent / "source"
 
 
 def _version_code(release: str) -> int:
