@@ -356,6 +356,35 @@ def test_nobody_waits_for_us(cable: str) -> None:
     assert {1} == set(readings)
 
 
+@pytest.mark.parametrize("engine", ["legacy", "nft"])
+def test_reloads_under_scrape_invent_nothing(cable: str, engine: str) -> None:
+    """However readings and reloads fall together, totals neither fall nor exceed what came."""
+    nets.load_rules(cable, engine, RULES)
+    reader, counts, stop = CounterReader(), RuleCounts(), threading.Event()
+    seen: list[int] = []
+
+    def scrape() -> None:
+        while not stop.is_set():
+            counts.update(read(reader))
+            seen.append(total_of(counts, "7001"))
+
+    thread = threading.Thread(target=scrape)
+    thread.start()
+    try:
+        for _ in range(13):
+            nets.send_udp("a", TO_B, 7001, 7)
+            nets.load_rules(cable, engine, RULES)
+    finally:
+        stop.set()
+        thread.join()
+    nets.send_udp("a", TO_B, 7001, 3)
+    counts.update(read(reader))
+
+    assert sorted(seen) == seen
+    assert 3 <= total_of(counts, "7001") <= 13 * 7 + 3
+    assert total_of(counts, "7001") >= seen[-1]
+
+
 def test_a_namespace_that_is_left_is_read_anew(cable: str) -> None:
     """What is forgotten is learned again, as version 1 of what is there."""
     nets.load_rules(cable, "legacy", RULES)
