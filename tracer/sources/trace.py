@@ -114,6 +114,7 @@ class NamespaceTrace:
         *,
         hear: Callable[[list[str]], None] | None = None,
         look: Callable[[Ruleset], None] | None = None,
+        waiting_limit: int = MAX_WAITING_EVENTS,
     ) -> None:
         self.namespace: Netns = socket.namespace
         self.socket = socket
@@ -127,6 +128,7 @@ class NamespaceTrace:
         self._earlier: deque[Ruleset] = deque(maxlen=_EARLIER)
         self._waiting: deque[_Waiting] = deque()
         self._waiting_events = 0
+        self._waiting_limit = waiting_limit
         self._hurried = 0  # events read by the rules before theirs
         self._wanted = 0  # the version that newly received events belong to
         self._version = 0  # the version in hand
@@ -259,7 +261,7 @@ class NamespaceTrace:
         self._waiting_events += len(batch.events)
 
     def _is_ready(self, one: _Waiting) -> bool:
-        if self._waiting_events > MAX_WAITING_EVENTS:
+        if self._waiting_events > self._waiting_limit:
             if one.by > self._version:
                 self._hurried += len(one.batch.events)
             return True
