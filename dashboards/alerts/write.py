@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
-import yaml
+from dashboards.alerts.yaml_text import Tree, render_yaml
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -24,28 +24,13 @@ _EVERY: Final = "1m"
 _WORD: Final = re.compile(r"\{(\w+)\}")
 
 
-class _Dumper(yaml.SafeDumper):
-    """Texts of several lines as blocks, lists indented, nothing folded."""
-
-    def increase_indent(self, flow: bool = False, indentless: bool = False) -> None:  # noqa: ARG002, FBT001, FBT002 - PyYAML's signature
-        super().increase_indent(flow, indentless=False)
-
-
-def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
-    style = "|" if "\n" in text else None
-    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
-
-
-_Dumper.add_representer(str, _represent_text)
-
-
 def render_prometheus(alerts: Iterable[Alert]) -> str:
     """
     Return a rule file for Prometheus' `rule_files`.
 
     The group has no interval: the server's evaluation_interval holds.
     """
-    rules = [
+    rules: list[Tree] = [
         {
             "alert": one.name,
             "expr": one.expr,
@@ -55,7 +40,7 @@ def render_prometheus(alerts: Iterable[Alert]) -> str:
         }
         for one in alerts
     ]
-    return _dump({"groups": [{"name": _GROUP, "rules": rules}]})
+    return _HEADER + render_yaml({"groups": [{"name": _GROUP, "rules": rules}]})
 
 
 def render_grafana(alerts: Iterable[Alert]) -> str:
@@ -67,19 +52,19 @@ def render_grafana(alerts: Iterable[Alert]) -> str:
     Source: Grafana interpolates no variables in annotations and query models
     (escapeRuleGroup() in its pkg/services/ngalert/api), so `$` stands as it is there.
     """
-    group = {
+    group: Tree = {
         "orgId": 1,
         "name": _GROUP,
         "folder": _GROUP,
         "interval": _EVERY,
         "rules": [_grafana_rule(one) for one in alerts],
     }
-    return _dump({"apiVersion": 1, "groups": [group]})
+    return _HEADER + render_yaml({"apiVersion": 1, "groups": [group]})
 
 
-def _grafana_rule(alert: Alert) -> dict[str, Any]:
-    query = {"refId": "A", "expr": alert.expr, "instant": True, "range": False}
-    yes = {
+def _grafana_rule(alert: Alert) -> Tree:
+    query: Tree = {"refId": "A", "expr": alert.expr, "instant": True, "range": False}
+    yes: Tree = {
         "refId": "B",
         "type": "threshold",
         "expression": "A",
@@ -98,7 +83,7 @@ def _grafana_rule(alert: Alert) -> dict[str, Any]:
     }
 
 
-def _data(ref: str, datasource: str, model: dict[str, Any]) -> dict[str, Any]:
+def _data(ref: str, datasource: str, model: Tree) -> Tree:
     return {
         "refId": ref,
         "relativeTimeRange": {"from": _LOOK_BACK_S, "to": 0},
@@ -112,7 +97,7 @@ def _uid(name: str) -> str:
     return re.sub(r"(?<!^)([A-Z])", r"-\1", name).lower()
 
 
-def _annotations(alert: Alert, value: str) -> dict[str, str]:
+def _annotations(alert: Alert, value: str) -> Tree:
     def spoken(text: str) -> str:
         return _WORD.sub(
             lambda word: value if word[1] == "value" else f"{{{{ $labels.{word[1]} }}}}", text
@@ -123,10 +108,3 @@ def _annotations(alert: Alert, value: str) -> dict[str, str]:
         "description": spoken(alert.description),
         "runbook_url": alert.runbook,
     }
-
-
-def _dump(tree: dict[str, Any]) -> str:
-    text: str = yaml.dump(
-        tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1_000_000
-    )
-    return _HEADER + text
