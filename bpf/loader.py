@@ -27,7 +27,8 @@ __all__ = ["Loaded", "ObjectSpec", "ProgramSpec", "load"]
 _MESSAGE_BYTES = 1 << 18
 #: SCM_MAX_FD is 253; the largest object has fewer than twenty.
 _DESCRIPTORS_MAX = 64
-#: Ten seconds under emulation, forty with the headers package; a child that hangs must not hang its parent.
+#: Ten seconds under emulation, forty with the headers package; a child that hangs must not
+#: hang its parent.
 _TIMEOUT_S = 120.0
 _ERRORS = {
     "KernelRefusedError": KernelRefusedError,
