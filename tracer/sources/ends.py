@@ -155,4 +155,4 @@ class EndWatch:
         if self._boxes:
             self._watch()
         if not self._events.sees_delivery:
-            self.notes.append("delivery to local sockets is not seen: that needs Linux 6.4, or kprobes")
+            self.notes.append("local delivery is not seen: it needs Linux 6.4 or kprobes")
