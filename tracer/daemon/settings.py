@@ -106,6 +106,13 @@ class TraceSettings:
         "nothing stands in any packet's way while no flow waits for its name",
         default=True,
     )
+    records_per_second: int = _setting(
+        "drops on the whole machine that are looked at one by one; above it one in so many is, "
+        "so that a flood costs no more than some 5 % of a core. Counts stay exact",
+        1000,
+        10_000_000,
+        default=50_000,
+    )
     packets_per_second: int = _setting(
         "packets traced at most, on the whole machine; the kernel itself stops there. One "
         "traced packet costs some 3 us",

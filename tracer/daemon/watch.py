@@ -38,8 +38,7 @@ _TURN_S = 0.1
 _BUSY_TURN_S = 0.02
 #: The tables of kinds and of legacy rules are looked after this often, if anything died.
 _TABLES_S = 1.0
-#: Records a second that are read, beyond which one in so many is.
-_RECORDS_MAX = 20_000
+#: One drop in so many is recorded at the least.
 _SAMPLE_MAX = 4096
 
 
@@ -162,8 +161,8 @@ class Watch:
             return
         passed_s = now_s - since_s
         self._second = now_s, 0
-        wanted = 1
-        while wanted < _SAMPLE_MAX and count / passed_s / wanted > _RECORDS_MAX:
+        wanted, most = 1, self._settings.trace.records_per_second
+        while wanted < _SAMPLE_MAX and count / passed_s / wanted > most:
             wanted *= 2
         if wanted != self._sample and self._source is not None:
             self._sample = wanted
