@@ -106,7 +106,7 @@ class NamespaceTrace:
     in force again and again.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - one trace's parts
         self,
         socket: TraceSocket,
         read: RulesetRead,
