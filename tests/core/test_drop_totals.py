@@ -178,3 +178,13 @@ def test_no_kind_falls_and_none_is_lost(steps: list[dict[str, int]], kinds_max: 
     assert truth == sum(before.values())
     assert len(before) <= kinds_max + 1
     assert drops.folded == sum(n for labels, n in before.items() if labels.reason == OTHER)
+
+
+def test_a_namespace_that_is_gone_has_nothing_unresolved() -> None:
+    """What could not be told of it is not told on."""
+    drops, rules = DropTotals(), rules_with(DROPPING)
+    for _ in range(2):
+        drops.update([replace(RULE, handle=99)], NAMES, rules, Expected())
+    drops.keep_only(())
+
+    assert {} == drops.unresolved

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tracer.core.drops import DropCount
@@ -74,6 +74,7 @@ def test_no_more_are_named_than_are_taken() -> None:
 
 
 @given(st.text(min_size=1, max_size=30), st.text(min_size=1, max_size=30))
+@example("~c[", "~.*")
 def test_what_is_learned_fits_what_it_was_learned_from(chain: str, text: str) -> None:
     """Whatever characters a rule has, tildes and stars included."""
     learned = learn_expected([reading_of({rule_of(text, 1, chain): 3})], [], {7: "n"})

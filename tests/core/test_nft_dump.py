@@ -168,3 +168,15 @@ def test_any_bytes_are_taken(dump: bytes) -> None:
 
     assert found.fits(dump)
     assert len(dump) >= 20 * (len(found.rows) + found.skipped)
+
+
+def test_messages_of_other_kinds_and_without_names_are_skipped() -> None:
+    """What is no rule, or lacks what a rule has, is counted and changes no digest."""
+    odd = chain(b"c") + message(NEWRULE, attribute(1, b"t\0"), attribute(2, b"c\0"))
+    odd += rule(6, attribute(1 | NESTED, attribute(2, b"")), expression(b"counter", b""))
+
+    found = lay_out_rules(odd + RULES, every)
+
+    assert (3, [4, 5]) == (found.skipped, [row.handle for row in found.rows])
+    assert lay_out_rules(RULES, every).digest == found.digest
+    assert 3 == lay_out_chains(message(NEWCHAIN, attribute(1, b"t\0")) + RULES, every).skipped

@@ -362,3 +362,22 @@ def test_read_at_each_change_totals_are_the_truth(
             counts.update(firewall.read())
 
     assert {name: firewall.truth.get(name, 0) for name in NAMES} == totals_of(counts)
+
+
+def test_another_namespaces_tables_stay() -> None:
+    """Leaving one namespace ends its changes and resets, and no other's."""
+    firewall, other = Firewall(), Firewall()
+    for one in (firewall, other):
+        one.load("a")
+        one.meet("a", 7)
+    counts = followed(firewall)
+    counts.update(replace(other.read(), netns="other"))
+    for one in (firewall, other):
+        one.load("a")
+    counts.update(firewall.read())
+    counts.update(replace(other.read(), netns="other"))
+    counts.keep_only(["n"])
+
+    assert {"a": 7} == totals_of(counts)
+    assert {"n": 1} == counts.changes
+    assert {TABLE: 1} == counts.resets

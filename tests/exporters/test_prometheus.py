@@ -20,6 +20,7 @@ from exporters.prometheus_text import Family, Mark, make_series, write_text
 from tests.exporters.watched import (
     ACCEPT,
     DROP,
+    JOURNEY,
     NFT_DROP,
     NO_SOCKET,
     POLICY,
@@ -154,7 +155,11 @@ def test_a_drop_points_to_a_journey() -> None:
     }
 
     expected = ({"journey_id": "j-1"}, 1700000000.25)
+    watched = Watched(marks=[replace(JOURNEY, rule=9, handle=99), replace(JOURNEY, table=None)])
+    elsewhere = [s for s in samples(Exporter(watched), openmetrics=True) if s.exemplar]
+
     assert {PACKETS: expected, "nftrace_drops_total": expected} == marked
+    assert ["nftrace_drops_total"] == [sample.name for sample in elsewhere]
     assert b"j-1" not in exporter.write(openmetrics=False)
 
 
@@ -172,6 +177,27 @@ def test_rules_beyond_the_limit_are_counted_together_and_said_to_be() -> None:
     assert {own[1]: 4, fold: 12} == values(exporter, PACKETS)
     assert {PLACE: 1} == values(exporter, "nftrace_rules_folded")
     assert {PLACE: 2} == values(exporter, "nftrace_rules")
+
+
+def test_policies_beyond_the_limit_are_counted_together() -> None:
+    """A fold of policies has the chain `other`; it ends with its namespace."""
+    watched = Watched(tables=(table_of((POLICY,), (5,), (True,)),), rows=[])
+    exporter = Exporter(watched, rules_max=0)
+    told = values(exporter, "nftrace_policy_drops_total")
+    watched.names = {}
+
+    assert {(*PLACE, "other", "counter", "false"): 5} == told
+    assert {} == values(exporter, "nftrace_policy_drops_total")
+
+
+def test_tables_beyond_the_limit_are_not_told_and_said_to_be_there() -> None:
+    """With more tables than are told, those that were there first stay."""
+    tables = [table_of((DROP,), (1,), (True,), name=f"t{n}") for n in range(2_003)]
+    watched = Watched(tables=tuple(tables), rows=[])
+    exporter = Exporter(watched)
+
+    assert 2_000 == len(values(exporter, "nftrace_rules"))
+    assert {(): 3} == values(exporter, "nftrace_tables_skipped")
 
 
 def test_a_namespace_that_goes_takes_its_series_along() -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import fcntl
 import re
 import resource
+import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +15,7 @@ import pytest
 
 from tests.kernel import nets
 from tracer.core.rule_counts import RuleCounts
+from tracer.errors import KernelRefusedError
 from tracer.sources.netns import find_namespace
 from tracer.sources.rule_counters import CounterReader
 
@@ -404,3 +407,36 @@ def test_a_namespace_without_rules_has_no_tables(netns: Callable[..., str]) -> N
 
     assert ((), ()) == (read(reader, ns).tables, read(reader, ns).tables)
     assert "" == nets.ip_netns_exec(ns, "cat", "/proc/net/ip_tables_names").stdout
+
+
+def test_without_the_capability_one_clear_line_says_so(cable: str) -> None:
+    """Who may not read rules is told what is refused and what to do, and gets no numbers."""
+    nets.load_rules(cable, "nftables", NATIVE_RULES)
+    program = (
+        "from tracer.errors import KernelRefusedError\n"
+        "from tracer.sources.nft_dumps import read_dumps\n"
+        "try:\n    print(read_dumps())\n"
+        "except KernelRefusedError as exc:\n    print(exc)\n"
+    )
+
+    said = nets.ip_netns_exec(
+        cable,
+        *("setpriv", "--bounding-set=-all", "--inh-caps=-all"),
+        *("env", f"PYTHONPATH={nets.ROOT}", sys.executable, "-c", program),
+    ).stdout
+
+    assert said == (
+        "the kernel does not show nft's rules (Operation not permitted): "
+        "run as root (CAP_NET_ADMIN in the network namespace)\n"
+    )
+
+
+def test_a_namespace_that_is_gone_is_named(netns: Callable[..., str]) -> None:
+    """It is refused by name, and others are read on."""
+    namespace = find_namespace(netns("rules"))
+    reader = CounterReader()
+    gone = replace(namespace, path="/run/netns/none")
+
+    with pytest.raises(KernelRefusedError, match="network namespace rules is gone"):
+        reader.read(gone)
+    assert () == reader.read(namespace).tables
