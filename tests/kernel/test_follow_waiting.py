@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 LIMIT = 1000
 #: Of one event each; more than a read of the socket takes in at once.
 PACKETS = 6007
-OLD, NEW = 'udp dport 9 drop comment "old"', 'udp dport 9 drop comment "new"'
+OLD, NEW = (f'udp dport 9 counter drop comment "{age}"' for age in ("old", "new"))
 _CHAIN = f"""
 table ip t {{ chain in {{
  type filter hook prerouting priority -500;
@@ -78,10 +78,10 @@ def slow(request: pytest.FixtureRequest, netns: Callable[..., str]) -> Iterator[
 
 def test_more_waiting_events_than_the_limit_are_read_by_the_rules_in_hand(slow: _Slow) -> None:
     """None is lost or named wrong: what could not wait has no text, is counted, and is said."""
-    nets.flood("a", "10.1.0.2", 9, 11)
+    _flood(11)
     told = slow.take_all()
     nets.load_rules("box", "nftables", f"flush chain ip t in\n{_replaced()}")
-    nets.flood("a", "10.1.0.2", 9, PACKETS)
+    _flood(PACKETS)
     early = slow.take_all()
     told += early + slow.finish()
 
@@ -104,6 +104,12 @@ def test_more_waiting_events_than_the_limit_are_read_by_the_rules_in_hand(slow: 
     assert (slow.limit == LIMIT) == (hurried > 0)
     assert waited <= slow.limit
     assert sum(len(one.paths) for one in early) >= texts[None]
+
+
+def _flood(count: int) -> None:
+    """Send so many packets to rules that met none yet, and wait until all have met them."""
+    nets.flood("a", "10.1.0.2", 9, count)
+    nets.wait_until(lambda: nets.rule_counters("box", "nftables", "t", "in") == [count], 10)
 
 
 def _replaced() -> str:
