@@ -5,7 +5,7 @@ Five namespaces with 2,000 rules each, all of which drop, of one engine at a tim
 round scrapes once and runs the engine's tool once in each namespace, so that the machine's
 other work falls on both alike; medians of the rounds are told, and their ratio. The first
 scrape, which reads the texts, is told apart, and so is one with every namespace's rules
-loaded anew.
+loaded anew. What the daemon itself costs follows, see `daemon_watch`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import time
 from typing import TYPE_CHECKING
 
 from exporters.prometheus import Exporter
-from tests.bench import load
+from tests.bench import daemon_watch, load
 from tests.kernel import nets
 from tracer.core.health import Health
 from tracer.sources.netns import find_namespace
@@ -60,7 +60,7 @@ class _Host:
 
 
 def main() -> None:
-    """Run all and print one JSON object for each engine."""
+    """Run all and print one JSON object for each engine, and for each measure of the watch."""
     nets.enter_private_namespaces()
     load.take_precedence()
     for engine in load.ENGINES:
@@ -70,6 +70,7 @@ def main() -> None:
         _compare(engine)
         for name in _NAMESPACES:
             nets.delete_netns(name)
+    daemon_watch.run()
 
 
 def _lay_rules(engine: str) -> None:

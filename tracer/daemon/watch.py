@@ -16,6 +16,8 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
+
 from tracer.core.drops import Rung
 from tracer.daemon.namespaces import NamespaceWatch
 from tracer.daemon.naming import Namer
@@ -112,6 +114,18 @@ class Watch:
         """End the wait of a turn when *fileobj* can be read."""
         self._selector.register(fileobj, selectors.EVENT_READ)
 
+    def pause(self) -> None:
+        """Detach the programs, so that a drop costs nothing; what was counted stays."""
+        with self._lock:
+            if self._source is not None:
+                self._source.pause()
+
+    def resume(self) -> None:
+        """Attach them again; harmless when attached."""
+        with self._lock:
+            if self._source is not None:
+                self._source.resume()
+
     def turn(self) -> None:
         """Wait until there may be something to do, and do it."""
         wait_s = _BUSY_TURN_S if self._namer.traced else _TURN_S
@@ -127,6 +141,10 @@ class Watch:
         if self._source is None:
             return
         records = self._source.read()
+        read = len(records)
+        if "all" not in self._settings.watch.namespaces:
+            # What others lose is not looked at any further.
+            records = records[np.isin(records["key"]["netns"], list(self._namespaces.known))]
         if len(records):
             self._died = True
             self._recorded += len(records)
@@ -134,7 +152,7 @@ class Watch:
                 kinds, indexes = self._source.kinds_of(records)
                 self._namer.offer(kinds, indexes, records, self._namespaces.known, now_s)
         self._namer.turn(now_s)
-        self._pace(len(records), now_s)
+        self._pace(read, now_s)
         if self._died and now_s >= self._tables_due_s:
             # Legacy tables that are new, or were replaced, are read for the drops to come.
             self._source.counts()
