@@ -7,9 +7,8 @@ from pathlib import Path
 
 from tracer.errors import KernelUnsupportedError
 
-__all__ = ["find_functions", "find_legacy_functions", "name_functions"]
+__all__ = ["find_legacy_functions"]
 
-_LINE = re.compile(rb"^([0-9a-f]+) [tT] (\S+)", re.MULTILINE)
 #: Up to 5.15 each table has a function of its own at its hooks, since then the walk itself.
 _LEGACY = re.compile(rb"^([0-9a-f]+) [tT] (ip6?t_do_table|ip6?table_\w+_hook)\s", re.MULTILINE)
 
