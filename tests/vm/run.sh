@@ -69,7 +69,7 @@ latest() {
 # unpack PACKAGE FOLDER: the kernel as an ELF file, and its modules with their index.
 unpack() {
     local folder=$2 version=${1#linux-image-}
-    apt-get -q download "$1" && dpkg-deb -x "$1"_*.deb unpacked || return
+    apt-get -q -o Acquire::Retries=3 download "$1" && dpkg-deb -x "$1"_*.deb unpacked || return
     mkdir -p "$folder/lib" && mv unpacked/lib/modules "$folder/lib/" || return
     # No guest has such hardware, and it is most of the bytes.
     rm -r "$folder/lib/modules/$version/kernel/"{sound,drivers/gpu,drivers/media} || return
@@ -103,7 +103,7 @@ fetch() {
 # Package lists may be absent, or name a kernel that the archive has no more.
 fetch_anyhow() {
     fetch "$1" && return
-    apt-get -q update >&2 && fetch "$1" && return
+    apt-get -q -o Acquire::Retries=3 update >&2 && fetch "$1" && return
     die "no kernel of series $1: apt cannot give what ${newest[$1]} depends on"
 }
 
