@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.kernel import nets
-from tests.kernel.daemon_helper import daemon, spawn_daemon
+from tests.kernel.daemon_helper import daemon, spawn_daemon, write_config
 from tracer.daemon.privileges import CAPABILITIES, NEEDED
+from tracer.daemon.settings_file import parse_settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -88,6 +90,20 @@ def test_a_new_configuration_is_taken_or_refused(tmp_path: Path) -> None:
         nets.send_udp("a", _TO_B, 7002, 7)
         assert 7 == watch.sum_of("nftrace_drops_total", netns="b", table="mangle")
         assert 0 == watch.sum_of("nftrace_source_up", netns="a")
+
+
+@pytest.mark.usefixtures("cable")
+def test_what_is_dropped_now_can_be_learned(tmp_path: Path) -> None:
+    """The printed entries name just the rule that dropped, and can be loaded."""
+    nets.send_udp("a", _TO_B, 7002, 3)
+    config = write_config(tmp_path, "d", {"watch": {"namespaces": ["b"]}})
+    command = (sys.executable, "-m", "tracer.cli.main", "daemon", "--config", str(config))
+    done = nets.run(*command, "--learn", "0.5")
+    settings = parse_settings(config.read_text(encoding="utf-8") + done.stdout, "learned")
+
+    (entry,) = settings.expected
+    assert ("b", "mangle", "FIREWALL_10.1.0.2") == (entry["netns"], entry["table"], entry["chain"])
+    assert "-A FIREWALL_10.1.0.2 -p udp -m udp --dport 7002 -j DROP" == entry["text"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

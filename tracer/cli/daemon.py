@@ -20,7 +20,15 @@ __all__ = ["daemon"]
     "--print-config", is_flag=True, help="print every setting with its reason, as TOML, and end"
 )
 @click.option("--check-config", is_flag=True, help="read the configuration, and end")
-def daemon(*, config: str | None, print_config: bool, check_config: bool) -> int:
+@click.option(
+    "--learn",
+    type=click.FloatRange(0.1, 86_400),
+    metavar="S",
+    help="watch for S seconds, print what is dropped as [[expected]] entries, and end",
+)
+def daemon(
+    *, config: str | None, print_config: bool, check_config: bool, learn: float | None
+) -> int:
     """Watch where packets die, name the rules, serve the numbers; SIGHUP reloads."""
     path = None if config is None else Path(config)
     if print_config or check_config:
@@ -35,6 +43,16 @@ def daemon(*, config: str | None, print_config: bool, check_config: bool) -> int
     # the capabilities that this one gives back.
     os.environ["OPENBLAS_NUM_THREADS"] = "1"
     # numpy and the sources take a while to import: not for a look at the settings.
+    if learn is not None:
+        return _learn(Settings() if path is None else read_settings(path), learn)
     from tracer.daemon.run import Daemon  # noqa: PLC0415
 
     return Daemon(path).run()
+
+
+def _learn(settings: Settings, seconds: float) -> int:
+    from tracer.daemon.learning import learn  # noqa: PLC0415
+    from tracer.daemon.messages import Messages  # noqa: PLC0415
+
+    click.echo(learn(settings, Messages(settings.messages), seconds), nl=False)
+    return 0

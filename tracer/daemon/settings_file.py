@@ -19,11 +19,12 @@ from tracer.daemon.settings import Settings
 from tracer.errors import UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
     from tracer.daemon.settings import Rule
 
-__all__ = ["parse_settings", "read_settings", "render_settings"]
+__all__ = ["parse_settings", "read_settings", "render_expected", "render_settings"]
 
 #: A configuration is written by hand; more than this is another file.
 _BYTES_MAX = 1 << 20
@@ -216,12 +217,21 @@ def render_settings(settings: Settings) -> str:
             )
             lines.append(f"{one.name} = {_render_value(getattr(made, one.name))}")
         parts.append("\n".join(lines) + "\n")
-    return "\n".join([*parts, _EXPECTED, *map(_render_entry, settings.expected)])
+    return "\n".join([*parts, _EXPECTED, render_expected(settings.expected)])
 
 
-def _render_entry(entry: Mapping[str, object]) -> str:
-    lines = [f"{_quote(key)} = {_render_value(value)}" for key, value in entry.items()]
-    return "\n".join(["[[expected]]", *lines, ""])
+def render_expected(entries: Iterable[Mapping[str, object]]) -> str:
+    """Print *entries*, each of them one [[expected]], as TOML."""
+    return "\n".join(
+        "\n".join(
+            [
+                "[[expected]]",
+                *(f"{_quote(key)} = {_render_value(value)}" for key, value in entry.items()),
+                "",
+            ]
+        )
+        for entry in entries
+    )
 
 
 def _render_range(rule: Rule) -> str:
