@@ -46,7 +46,11 @@ def box(netns: Callable[..., str]) -> str:
 
 
 def flood_all(ns: str) -> None:
-    """Send each port's flow from *ns*, equal payloads and all, spread over the cores."""
+    """
+    Send each port's flow from *ns*, equal payloads and all, spread over the cores.
+
+    At a rate that the backlog of a busy machine (netdev_max_backlog) holds.
+    """
     cpus = sorted(os.sched_getaffinity(0))
     with ThreadPoolExecutor(len(PORTS)) as pool:
         jobs = [
@@ -54,7 +58,7 @@ def flood_all(ns: str) -> None:
                 nets.ip_netns_exec,
                 *(ns, str(nets.build_flood()), f"--dst={ADDRESS}", f"--port={port}"),
                 *(f"--count={COUNT}", f"--sport={5000 + index}", "--ports=1", "--size=18"),
-                *("--rate=0", f"--cpu={cpus[index % len(cpus)]}"),
+                *("--rate=4000", f"--cpu={cpus[index % len(cpus)]}"),
             )
             for index, port in enumerate(PORTS)
         ]
@@ -148,7 +152,7 @@ def test_equal_trace_ids_in_two_namespaces_are_two_packets(netns: Callable[..., 
                 pool.submit(
                     nets.ip_netns_exec,
                     *(sender, str(nets.build_flood()), f"--dst=10.{index}.0.2", "--port=101"),
-                    *(f"--count={COUNT}", "--ports=1", "--size=18", "--rate=0"),
+                    *(f"--count={COUNT}", "--ports=1", "--size=18", "--rate=4000"),
                     *(f"--sport={5000 + index}", f"--cpu={cpus[index % len(cpus)]}"),
                 )
                 for index in (1, 2)

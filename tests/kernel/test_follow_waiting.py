@@ -108,7 +108,7 @@ def test_more_waiting_events_than_the_limit_are_read_by_the_rules_in_hand(slow: 
 
 def _flood(count: int) -> None:
     """Send so many packets to rules that met none yet, and wait until all have met them."""
-    nets.flood("a", "10.1.0.2", 9, count)
+    nets.flood("a", "10.1.0.2", 9, count, rate=20_000)
     nets.wait_until(lambda: nets.rule_counters("box", "nftables", "t", "in") == [count], 10)
 
 
