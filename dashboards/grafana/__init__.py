@@ -1,0 +1,1 @@
+"""Grafana dashboards as plain dictionaries, in the words of its JSON model."""

@@ -1,0 +1,176 @@
+"""
+The netfilter diagram as a canvas: hooks where they stand, in each its tables' drop rates.
+
+A packet comes in on the left. What is for this host goes up through input to the local
+processes and comes out of them through output; the rest is forwarded below.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from dashboards.grafana.model import HERE, query
+from dashboards.grafana.panels import GREEN, ORANGE, RED, panel, thresholds
+
+if TYPE_CHECKING:
+    from dashboards.grafana.model import Json
+
+__all__ = ["make_diagram"]
+
+
+class _Box(NamedTuple):
+    """A hook, or a place that is none: *tables* in the kernel's order, position in pixels."""
+
+    name: str
+    left: int
+    top: int
+    tables: tuple[str, ...] = ()
+
+
+_BOX_WIDTH: Final = 190
+_ROW: Final = 26
+_ELSE: Final = "other tables"
+_TOP: Final = 20
+_MIDDLE: Final = 250
+_HOOKS: Final = (
+    _Box("prerouting", 20, _MIDDLE, ("raw", "mangle", "nat")),
+    _Box("input", 390, _TOP, ("mangle", "nat", "filter")),
+    _Box("forward", 390, _MIDDLE, ("mangle", "filter")),
+    _Box("output", 760, _TOP, ("raw", "mangle", "nat", "filter")),
+    _Box("postrouting", 1130, _MIDDLE, ("mangle", "nat")),
+)
+_DEVICES: Final = (_Box("ingress", 20, _TOP), _Box("egress", 1130, _TOP))
+_ITSELF: Final = "kernel itself"
+_KERNEL: Final = _Box(_ITSELF, 760, _MIDDLE)
+#: From box to box, by their names.
+_WAYS: Final = (
+    ("prerouting", "input"),
+    ("prerouting", "forward"),
+    ("forward", "postrouting"),
+    ("output", "postrouting"),
+    ("ingress", "prerouting"),
+    ("postrouting", "egress"),
+)
+
+
+def _rate(selector: str) -> str:
+    """Return a rate that is 0 where nothing died, and nothing where nobody watched."""
+    watched = f'max(nftrace_source_up{{{HERE.split(", ", maxsplit=1)[0]}, source="drops"}} == 1)'
+    died = f"sum(rate(nftrace_drops_total{{{HERE}, {selector}}}[$__rate_interval]))"
+    return f"{died} or on () (0 * {watched})"
+
+
+def _cells() -> dict[str, str]:
+    """Return the selector of each number by its name, which is its field's."""
+    cells = {}
+    for box in (*_HOOKS, *_DEVICES):
+        hook = f'hook="{box.name}", engine!=""'
+        for table in box.tables:
+            cells[f"{box.name} {table}"] = f'{hook}, table="{table}"'
+        others = f', table!~"{"|".join(box.tables)}"' if box.tables else ""
+        cells[f"{box.name} {_ELSE}"] = hook + others
+    cells[_ITSELF] = 'engine=""'
+    return cells
+
+
+def _text(name: str, text: str, at: tuple[int, int], width: int, *, strong: bool) -> Json:
+    left, top = at
+    return {
+        "type": "rectangle",
+        "name": name,
+        "config": {
+            "text": {"mode": "fixed", "fixed": text},
+            "color": {"fixed": "text"},
+            "align": "left",
+            "valign": "middle",
+            "size": 16 if strong else 13,
+        },
+        "background": {"color": {"fixed": "transparent"}},
+        "border": {"color": {"fixed": "transparent"}, "width": 0},
+        "placement": {"left": left, "top": top, "width": width, "height": _ROW, "rotation": 0},
+        "constraint": {"horizontal": "left", "vertical": "top"},
+        "connections": [],
+    }
+
+
+def _value(field: str, left: int, top: int) -> Json:
+    made = _text(f"{field} rate", "", (left, top), 80, strong=False)
+    made["type"] = "metric-value"
+    made["config"] |= {
+        "text": {"mode": "field", "field": field, "fixed": ""},
+        "color": {"field": field, "fixed": "text"},
+        "align": "right",
+    }
+    return made
+
+
+def _height(box: _Box) -> int:
+    rows = len(box.tables) + (1 if box.name == _ITSELF else 2)
+    return rows * _ROW + 12
+
+
+def _frame(box: _Box) -> Json:
+    made = _text(box.name, "", (box.left, box.top), _BOX_WIDTH, strong=False)
+    made["placement"]["height"] = _height(box)
+    made["border"] = {"color": {"fixed": "semi-dark-blue"}, "width": 1}
+    made["connections"] = [_way(end) for start, end in _WAYS if start == box.name]
+    return made
+
+
+def _way(end: str) -> Json:
+    """Return an arrow to the box *end*; (1, 0) is the middle of a box's right side."""
+    up_or_down = end in {"prerouting", "egress"}
+    source, target = {"x": 1, "y": 0}, {"x": -1, "y": 0}
+    if up_or_down:
+        side = -1 if end == "prerouting" else 1
+        source, target = {"x": 0, "y": side}, {"x": 0, "y": -side}
+    return {
+        "source": source,
+        "target": target,
+        "targetName": end,
+        "path": "straight",
+        "color": {"fixed": "text"},
+        "size": {"fixed": 2, "min": 1, "max": 10},
+    }
+
+
+def _elements() -> list[Json]:
+    boxes = (*_HOOKS, *_DEVICES, _KERNEL)
+    made = [_frame(box) for box in boxes]
+    for box in boxes:
+        left, top = box.left + 10, box.top + 6
+        made.append(_text(f"{box.name} title", box.name, (left, top), 160, strong=True))
+        if box.name == _ITSELF:
+            made.append(_value(_ITSELF, left + 90, top))
+            continue
+        for row, table in enumerate((*box.tables, _ELSE), 1):
+            at = top + row * _ROW
+            made.append(_text(f"{box.name} {table}", table, (left, at), 90, strong=False))
+            made.append(_value(f"{box.name} {table}", left + 90, at))
+    return made
+
+
+def make_diagram() -> Json:
+    """Return the panel; one query a number, so that each has its field."""
+    targets = [query(_rate(selector), name, instant=True) for name, selector in _cells().items()]
+    description = (
+        "Packets that died, per second, by hook and table. The kernel itself: no netfilter"
+        " hook had them, as without a route. Nothing where nobody watched."
+    )
+    made = panel("canvas", "Where in netfilter packets die", targets, description)
+    made["fieldConfig"]["defaults"] = {
+        "unit": "pps",
+        "decimals": 2,
+        "noValue": "?",
+        "color": {"mode": "thresholds"},
+        "thresholds": thresholds((None, GREEN), (0.0001, ORANGE), (10, RED)),
+    }
+    made["options"] = {
+        "inlineEditing": False,
+        "showAdvancedTypes": False,
+        "panZoom": False,
+        "zoomToContent": True,
+        "tooltip": {"mode": "single"},
+        "root": {"name": "netfilter", "type": "frame", "elements": _elements()},
+    }
+    return made

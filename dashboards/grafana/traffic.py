@@ -1,0 +1,197 @@
+"""The dashboard "Where traffic dies"."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from dashboards.grafana.diagram import make_diagram
+from dashboards.grafana.model import HERE, PLACE, layout, make_dashboard, query
+from dashboards.grafana.panels import GREEN, ORANGE, RED, stat, table, time_series
+from dashboards.promql import DROPPING, as_sum, with_text
+
+if TYPE_CHECKING:
+    from dashboards.grafana.model import Json
+
+__all__ = ["UID", "make_traffic"]
+
+UID: Final = "nftrace-traffic"
+RULE_UID: Final = "nftrace-rule"
+_RULE: Final = f"nftrace_rule_packets_total{{{PLACE}, {DROPPING}}}"
+_UNEXPECTED: Final = f'nftrace_rule_packets_total{{{PLACE}, {DROPPING}, expected="false"}}'
+_DROPS: Final = f"nftrace_drops_total{{{HERE}}}"
+_POLICIES: Final = f"nftrace_policy_drops_total{{{PLACE}}}"
+_OF_RULE: Final = "nftrace_rule_packets_total"
+_WORST: Final = 50
+
+_COLUMNS: Final = {
+    "instance": "Host",
+    "netns": "Namespace",
+    "table": "Table",
+    "chain": "Chain",
+    "rule": "Rule",
+    "text": "Text",
+    "Value #Q1": "Packets",
+    "Value #Q2": "Dropped since",
+    "Value #Q3": "Last seen dropping",
+    "rule_id": "Id",
+}
+
+
+def _to_rule() -> Json:
+    chosen = "&".join(
+        f"var-{name}=${{__data.fields.{label}}}"
+        for name, label in (
+            ("host", "Host"),
+            ("netns", "Namespace"),
+            ("table", "Table"),
+            ("chain", "Chain"),
+            ("rule", "Id"),
+        )
+    )
+    return {
+        "title": "Show this rule",
+        "url": f"/d/{RULE_UID}?${{__url_time_range}}&var-datasource=${{datasource}}&{chosen}",
+        "targetBlank": False,
+    }
+
+
+def _seen(edge: str) -> str:
+    """Return when in the time shown a rule dropped first (min) or last (max), in ms."""
+    dropping = f"timestamp(increase({_RULE}[$__rate_interval]) > 0)"
+    times = f"{edge}_over_time(({dropping})[$__range:$__rate_interval])"
+    return with_text(f"1000 * {edge} without (source, verdict, expected) (\n  {times}\n)")
+
+
+def _worst() -> Json:
+    counted = as_sum(_OF_RULE, f"increase({_RULE}[$__range])")
+    return table(
+        "Worst rules",
+        [
+            query(with_text(f"topk({_WORST}, {counted} > 0)"), instant=True, table=True),
+            query(_seen("min"), instant=True, table=True),
+            query(_seen("max"), instant=True, table=True),
+        ],
+        _COLUMNS,
+        units={
+            "Packets": "short",
+            "Dropped since": "dateTimeAsIso",
+            "Last seen dropping": "dateTimeFromNow",
+        },
+        sort_by="Packets",
+        links={"Text": _to_rule(), "Id": _to_rule()},
+        description=(
+            "Rules that dropped in the time shown, with when they did first and last in it."
+            " The text leads to the rule's own dashboard."
+        ),
+    )
+
+
+def _numbers() -> list[tuple[int, Json]]:
+    over_range = "in the time shown"
+    warn = ((None, GREEN), (0.5, ORANGE), (1000, RED))
+    return [
+        (
+            6,
+            stat(
+                f"Packets that died {over_range}",
+                [query(f"sum(increase({_DROPS}[$__range]))", instant=True)],
+                steps=warn,
+            ),
+        ),
+        (
+            6,
+            stat(
+                f"By rules that nobody called expected, {over_range}",
+                [query(f"sum(increase({_UNEXPECTED}[$__range])) or vector(0)", instant=True)],
+                steps=warn,
+            ),
+        ),
+        (
+            6,
+            stat(
+                f"Rules that dropped {over_range}",
+                [query(f"count(increase({_RULE}[$__range]) > 0) or vector(0)", instant=True)],
+                steps=((None, GREEN), (1, ORANGE)),
+            ),
+        ),
+        (
+            6,
+            stat(
+                f"By policies, {over_range}",
+                [query(f"sum(increase({_POLICIES}[$__range])) or vector(0)", instant=True)],
+                steps=warn,
+            ),
+        ),
+    ]
+
+
+def _over_time() -> list[tuple[int, Json]]:
+    by_reason = f"sum by (netns, reason) (rate({_DROPS}[$__rate_interval])) > 0"
+    top = f"topk(10, {as_sum(_OF_RULE, f'rate({_RULE}[$__rate_interval])')} > 0)"
+    return [
+        (
+            12,
+            time_series(
+                "Drops by reason",
+                [query(by_reason, "{{netns}} {{reason}}")],
+                stacked=True,
+                description="Every packet that the kernel dropped, netfilter or not.",
+            ),
+        ),
+        (
+            12,
+            time_series(
+                "Drops by rule",
+                [query(with_text(top), "{{netns}} {{table}} {{chain}} {{rule}}: {{text}}")],
+                description="Ten worst at each moment, by the rules' counters.",
+            ),
+        ),
+    ]
+
+
+def _by_place() -> list[tuple[int, Json]]:
+    by_table = f"sum by (netns, hook, table) (rate({_DROPS}[$__rate_interval])) > 0"
+    bytes_of = f"nftrace_drop_bytes_total{{{HERE}}}"
+    policies = as_sum("nftrace_policy_drops_total", f"rate({_POLICIES}[$__rate_interval])")
+    return [
+        (
+            8,
+            time_series(
+                "Drops by hook and table",
+                [query(by_table, "{{netns}} {{hook}} {{table}}")],
+                stacked=True,
+            ),
+        ),
+        (
+            8,
+            time_series(
+                "Bytes that died",
+                [query(f"sum by (netns) (rate({bytes_of}[$__rate_interval]))", "{{netns}}")],
+                unit="Bps",
+                stacked=True,
+            ),
+        ),
+        (
+            8,
+            time_series(
+                "Drops by policy", [query(policies, "{{netns}} {{table}} {{chain}}")], stacked=True
+            ),
+        ),
+    ]
+
+
+def make_traffic() -> Json:
+    """Return the dashboard."""
+    rows = [
+        (14, [(24, make_diagram())]),
+        (4, _numbers()),
+        (10, [(24, _worst())]),
+        (9, _over_time()),
+        (8, _by_place()),
+    ]
+    return make_dashboard(
+        UID,
+        "Where traffic dies",
+        "Which packets die on these hosts, where, by which rule, and since when.",
+        layout(rows),
+    )
