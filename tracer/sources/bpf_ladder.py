@@ -15,14 +15,14 @@ import secrets
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from bpf.layout import CONFIG, Mode, Site
 from bpf.syscalls import MapFile, attach_raw_tracepoint, close_all
 from tracer.core.drops import Rung
-from tracer.errors import KernelUnsupportedError, NftraceError
+from tracer.errors import NftraceError
 from tracer.sources.bpf_calibrate import aside, calibrate
 from tracer.sources.bpf_config import Calibration, fill_config
 from tracer.sources.bpf_kprobes import FUNCTIONS, KprobeRung, TrampolineRung
@@ -32,6 +32,7 @@ from tracer.sources.bpf_links import MARKS_MAX, LinkRung
 from tracer.sources.bpf_links import PROGRAMS as _LINKS
 from tracer.sources.bpf_prove import prove
 from tracer.sources.bpf_range import Deadline, build
+from tracer.sources.bpf_rungs import LocatorRung, ReasonRung
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -43,9 +44,10 @@ if TYPE_CHECKING:
     from tracer.sources.bpf_peek import Peek
     from tracer.sources.bpf_prove import Proof
     from tracer.sources.bpf_range import Shot
+    from tracer.sources.bpf_rungs import LadderRung
     from tracer.sources.netns import Netns
 
-__all__ = ["COSTS", "FUNCTIONS", "MARKS_MAX", "PROGRAMS", "TYPES", "Ladder"]
+__all__ = ["FUNCTIONS", "MARKS_MAX", "PROGRAMS", "TYPES", "Ladder"]
 
 PROGRAMS = (*_PROBES, *_LINKS)
 TYPES = _PROBE_TYPES
@@ -60,84 +62,6 @@ _DOUBT_S = 60.0
 #: A proof at run time; it holds up only the reader.
 _AGAIN_S = 10.0
 _LOCATORS = (Rung.RULE, Rung.HOOK)
-#: What each rung costs, in words.
-COSTS = {
-    Rung.RULE: "nothing for a packet that lives; at a drop, more with each rule that drops",
-    Rung.HOOK: "nothing for a packet that lives; one small program more at a drop",
-    Rung.FEXIT: TrampolineRung.cost,
-    Rung.KPROBE: KprobeRung.cost,
-    Rung.LINKS: LinkRung.cost,
-    Rung.REASON: "nothing for a packet that lives; one program at a drop",
-}
-
-
-class LadderRung(Protocol):
-    """
-    One way of finding a drop's place.
-
-    `open()` attaches what runs for living packets and raises KernelUnsupportedError where
-    it cannot; `look()` keeps it up with the rules. *tracepoints* are the programs that run
-    at the drop before the one that counts, *families* those whose hooks it knows, None for
-    all.
-    """
-
-    name: Rung
-    cost: str
-    tracepoints: tuple[str, ...]
-    knows_handle: bool
-    families: frozenset[int] | None
-
-    @property
-    def legacy(self) -> frozenset[int]: ...
-    def open(self) -> None: ...
-    def look(self) -> None: ...
-    def close(self) -> None: ...
-
-
-class LocatorRung:
-    """The saved registers: nothing runs for a packet that lives."""
-
-    name = Rung.HOOK
-    cost = COSTS[Rung.HOOK]
-    tracepoints: tuple[str, ...] = ("on_kfree_skb_locate",)
-    knows_handle = True
-    families: frozenset[int] | None = None
-
-    def __init__(self, found: Calibration) -> None:
-        """Take what calibration *found*."""
-        self._found = found
-        self.legacy: frozenset[int] = frozenset()
-
-    def open(self) -> None:
-        """Nothing is attached. Errors: KernelUnsupportedError where nothing was found."""
-        if not self._found.layouts:
-            raise KernelUnsupportedError("; ".join(dict.fromkeys(self._found.why.values())))
-
-    def look(self) -> None:
-        """Nothing changes with the rules."""
-
-    def close(self) -> None:
-        """Nothing to detach."""
-
-
-class ReasonRung:
-    """No place at all."""
-
-    name = Rung.REASON
-    cost = COSTS[Rung.REASON]
-    tracepoints: tuple[str, ...] = ()
-    knows_handle = False
-    families: frozenset[int] | None = None
-    legacy: frozenset[int] = frozenset()
-
-    def open(self) -> None:
-        """Nothing is attached."""
-
-    def look(self) -> None:
-        """Nothing changes with the rules."""
-
-    def close(self) -> None:
-        """Nothing to detach."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,7 +109,7 @@ class Ladder:
             aside(lambda: self._climb(wanted, self._lay_range(limit_s)))
         except (NftraceError, OSError) as exc:
             for name in _LOCATORS if wanted is None else (wanted,):
-                self.why[name] = str(exc)
+                self.why.setdefault(name, str(exc))
             self._stand(ReasonRung())
         self._cover()
 
@@ -359,7 +283,7 @@ class Ladder:
             return True
 
     def _step_down(self, why: str) -> None:
-        former = self.rung
+        former, start_s = self.rung, time.monotonic()
         self.why[former] = why
         self.detach()
         self._standing.close()
@@ -370,7 +294,11 @@ class Ladder:
             self.notes.append(f"no rung below {former} could be proved: {exc}")
         self._cover()
         self.attach()
-        self.notes.append(f"stepped down from {former} to {self.rung}: {why}")
+        gap_ms = 1000 * (time.monotonic() - start_s)
+        self.notes.append(
+            f"stepped down from {former} to {self.rung}: {why};"
+            f" for {gap_ms:.0f} ms drops were not counted"
+        )
 
     def _descend(self, ground: _Range) -> None:
         while self._below:
