@@ -173,9 +173,10 @@ class JourneyTemplate:
         self._clock = f'{self._until}null,"packet":'
         out = journey.out_device or journey.ending.device
         steps = ",".join(map(_render_step, journey.steps))
+        changes = f'"changes":{{{_render_changes(journey.changes)}}},' if journey.changes else ""
         self._path = (
             f',"in":{render_text(journey.in_device)},"out":{render_text(out)},'
-            f'"steps":[{steps}],"ending":{_render_ending(journey.ending)},"complete":'
+            f'"steps":[{steps}],{changes}"ending":{_render_ending(journey.ending)},"complete":'
         )
         self._end = f'{self._path}true,"lost":0,"whole":true}}'
 

@@ -163,6 +163,7 @@ def make_journey(  # noqa: PLR0913 - what only the caller knows of a row
         whole=bool(chosen.whole[row]),
         clock=path.clock,
         duration_us=None if lasted < 0 else lasted,
+        changes=path.changes,
     )
 
 

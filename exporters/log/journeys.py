@@ -97,6 +97,7 @@ def read_journey(line: str, start_ns: int) -> Journey:
             in_device=told["in"],
             out_device=told["out"],
             steps=tuple(_step(step) for step in told["steps"]),
+            changes=_changes(told.get("changes", {})),
             ending=Ending(**{**ending, "kind": kind, "device": sent}),
         )
     except (KeyError, TypeError, AttributeError) as exc:
@@ -110,9 +111,13 @@ def starts_at(line: str) -> int:
 
 
 def _step(told: dict[str, Any]) -> Step:
-    changes = {name: (before, after) for name, (before, after) in told["changes"].items()}
     values = _of(Step, told)
+    changes = _changes(told["changes"])
     return Step(**{**values, "verdict": Verdict(told["verdict"]), "changes": changes})
+
+
+def _changes(told: dict[str, Any]) -> dict[str, Any]:
+    return {name: (before, after) for name, (before, after) in told.items()}
 
 
 def _of(kind: type[Packet | Step | Ending], told: dict[str, Any]) -> dict[str, Any]:

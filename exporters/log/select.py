@@ -121,9 +121,9 @@ def _way_out(journey: Journey) -> str | None:
 def _packets(journey: Journey) -> list[Any]:
     """Return the packet as it was first seen, and after each step that changed it."""
     packets = [journey.packet]
-    for step in journey.steps:
+    for changes in journey.all_changes:
         after: dict[str, Any] = {
-            name: value[1] for name, value in step.changes.items() if name in _HEADERS
+            name: value[1] for name, value in changes.items() if name in _HEADERS
         }
         if after:
             packets.append(replace(packets[-1], **after))

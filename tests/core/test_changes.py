@@ -63,6 +63,14 @@ LEGACY = make_ruleset(
     ]),
 )  # fmt: skip
 
+ALONE = make_ruleset(
+    ("nft", "nat", [
+        make_chain("dst", ("dnat to 10.9.9.9:22", ACCEPT), hook="prerouting", priority=-100,
+                   kind="nat"),
+        make_chain("src", ("masquerade", ACCEPT), hook="postrouting", priority=100, kind="nat"),
+    ]),
+)  # fmt: skip
+
 Told = tuple[str, int | None, dict[str, "Change"]]
 
 
@@ -102,6 +110,18 @@ def test_later_packets_changes_show_at_the_next_step() -> None:
     expected = [("pre", 1, {"mark": (0, 7)}), ("fwd", 1, {**DST, "mark": (7, 14)}), ("fwd", 2, SRC)]
 
     assert expected == _walk(NFT, is_new=False)
+
+
+def test_later_packets_without_a_step_have_changes_of_their_own() -> None:
+    """Where nat chains are all there is, the journey itself says what was translated."""
+    kernel = Kernel(ALONE)
+    said = kernel.walk(_header(), lambda _: True, hooks=ROUTED, is_new=False)
+    assembler, book = Assembler(), StepBook(kernel.table, kernel.ruleset)
+    journeys = assembler.add(batch_of([(one, 1) for one in said]), book, 1)
+    [path] = PathBook(book, lambda _: False).read(journeys)
+
+    assert () == path.steps
+    assert {**DST, **SRC} == path.changes
 
 
 def test_legacy_rules_own_their_changes() -> None:

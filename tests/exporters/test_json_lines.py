@@ -63,6 +63,16 @@ def test_journey_is_the_contract_to_the_byte() -> None:
     assert render_journey(journey) == CONTRACT
 
 
+def test_changes_without_a_step_are_the_journeys() -> None:
+    """What no step can hold is a field of its own, in the schema, and absent elsewhere."""
+    renamed = {"dst": ("10.8.0.9", "10.2.0.2"), "dport": (79, 22)}
+    told = json.loads(render_journey(replace(article()[0], steps=(), changes=renamed)))
+
+    VALIDATOR.validate(told)
+    assert {"dst": ["10.8.0.9", "10.2.0.2"], "dport": [79, 22]} == told["changes"]
+    assert "changes" not in json.loads(render_journey(article()[0]))
+
+
 def test_changes_and_device_are_told() -> None:
     """NAT stands in its step as before and after; a sent packet names the way out."""
     told = json.loads(render_journey(article()[0]))

@@ -55,8 +55,8 @@ class CompactTemplate:
         self._arrow = symbols.arrow
         self._now = {
             name: after
-            for step in journey.steps
-            for name, (_, after) in step.changes.items()
+            for changes in journey.all_changes
+            for name, (_, after) in changes.items()
             if name in _ENDPOINTS
         }
 

@@ -99,6 +99,7 @@ def _way_key(journeys: Sequence[Journey]) -> Hashable:
             journey.in_device,
             journey.out_device,
             tuple(map(_step_key, journey.steps)),
+            tuple(journey.changes),
             journey.ending,
             journey.complete,
             journey.whole,
@@ -145,7 +146,7 @@ class Replies:
                 return self._awaited[flow]
         for journey in journeys:
             before = flow_of(journey.packet)
-            now = final_packet(journey.packet, journey.steps)
+            now = final_packet(journey)
             ends = (now["sport"], now["dport"]) if journey.packet.icmp_id is None else before[2::2]
             after = (before[0], now["src"], ends[0], now["dst"], ends[1])
             for flow in (before, after):

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Final
 from tracer.cli.render_safe import cells, cut, escape, shorten
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping
 
-    from tracer.core.journey import Packet, Step
+    from tracer.core.journey import Journey, Packet
 
 __all__ = [
     "clock_text",
@@ -119,16 +119,17 @@ def peer(address: str | None, port: int | None) -> str:
     return f"[{shown}]:{port}" if ":" in shown else f"{shown}:{port}"
 
 
-def final_packet(packet: Packet, steps: Iterable[Step]) -> Mapping[str, str | int | None]:
-    """Return src, sport, dst and dport as they are after every step's changes."""
+def final_packet(journey: Journey) -> Mapping[str, str | int | None]:
+    """Return src, sport, dst and dport as they are after all that changed."""
+    packet = journey.packet
     now: dict[str, str | int | None] = {
         "src": packet.src,
         "sport": packet.sport,
         "dst": packet.dst,
         "dport": packet.dport,
     }
-    for step in steps:
-        for name, (_, after) in step.changes.items():
+    for changes in journey.all_changes:
+        for name, (_, after) in changes.items():
             if name in now:
                 now[name] = after
     return now

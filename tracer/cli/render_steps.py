@@ -130,6 +130,10 @@ class StepRows:
             table = name
             yield from self._changes(step.changes)
         yield from self._passed_over(passed_over.get(last + 1, ()), "", "")
+        if journey.changes:
+            words = "no rule passed; as its connection is translated:"
+            yield from wrap([(words, theme.QUIET)], self._width, _STEP_INDENT, first=_STEP_INDENT)
+            yield from self._changes(journey.changes)
 
     def _heading(self, journey: Journey, step: Step) -> Iterator[Text]:
         hook = "HOOK NOT KNOWN" if step.hook is None else self._word(step.hook).upper()

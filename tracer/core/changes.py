@@ -4,7 +4,8 @@ What changed a packet on its way, and which step did it.
 A trace never says "translated" or "marked": two headers differ, two marks differ. The
 difference belongs to the step that made it. A translation shows first in the headers of
 the next base chain and is the NAT rule's; where no NAT rule was passed (later packets of
-a connection skip the nat chains) it stands in the step where it shows. A mark is reported
+a connection skip the nat chains) it stands in the step where it shows; where no step is
+shown at all it is the journey's. A mark is reported
 after the rule by nft, before its target by legacy tables.
 """
 
@@ -26,10 +27,13 @@ if TYPE_CHECKING:
     from tracer.core.journey import Change
     from tracer.core.step_book import ResolvedStep
 
-__all__ = ["changed_events", "find_changes"]
+__all__ = ["NO_STEP", "changed_events", "find_changes"]
 
 # The targets and statements that set an IPv4 TTL or an IPv6 hop limit.
 _HOPS = re.compile(r" -j (?:TTL|HL) |(?:^| )(?:ip ttl|ip6 hoplimit) set ")
+#: The place of what changed in a journey that shows no step.
+NO_STEP = -1
+
 _ENDPOINTS = ("dst", "dport", "src", "sport")
 
 
@@ -68,7 +72,7 @@ def find_changes(
     Return the changes of one journey, by the index into *shown* of the step they belong to.
 
     Shape: *events* are the journey's, *steps* what each means; *shown* are the indexes of
-    those that are shown, ascending, at least one.
+    those that are shown, ascending; where there are none, all is at `NO_STEP`.
     """
     return _Finder(events, packets, steps, shown).find()
 
@@ -148,7 +152,7 @@ class _Finder:
         for index, position in enumerate(self._shown):
             if position >= at:
                 return index
-        return len(self._shown) - 1
+        return len(self._shown) - 1 if self._shown else NO_STEP
 
 
 def _sets_hops(step: ResolvedStep) -> bool:

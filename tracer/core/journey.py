@@ -140,7 +140,9 @@ class Journey:
     *lost* counts the events that the socket lost while this journey was open;
     *complete* is False when some of them may have been this journey's.
     *whole* is False when tracing began behind the packet's first hook, so that
-    earlier steps were not seen.
+    earlier steps were not seen. *changes* is what changed where the packet passed no step
+    at all that it could stand in: later packets of a connection that nat chains alone
+    translate.
     """
 
     id: str
@@ -158,3 +160,9 @@ class Journey:
     lost: int = 0
     whole: bool = True
     duration_us: int | None = None
+    changes: Mapping[str, Change] = field(default_factory=dict)
+
+    @property
+    def all_changes(self) -> tuple[Mapping[str, Change], ...]:
+        """All that changed, one mapping after the other in the order of the way."""
+        return (*(step.changes for step in self.steps), self.changes)

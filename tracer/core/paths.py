@@ -7,13 +7,13 @@ what changed on it, and told once; every later packet of that way is one look-up
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from tracer.core.changes import changed_events, find_changes
+from tracer.core.changes import NO_STEP, changed_events, find_changes
 from tracer.core.events import NO_PACKET
 from tracer.core.journey import Ending, EndingKind, Step, Verdict
 
@@ -44,8 +44,9 @@ class Path:
     One way through a namespace.
 
     *iif* and *oif* are interface indexes, 0 for none. *clock* says whose times its
-    journeys have, as `Journey.clock`. Two packets of one way have the
-    same `Path` object, within one version of the ruleset and until the book is emptied.
+    journeys have, as `Journey.clock`, and *changes* is `Journey.changes`.
+    Two packets of one way have the same `Path` object, within one version of the ruleset
+    and until the book is emptied.
     """
 
     steps: tuple[Step, ...]
@@ -53,6 +54,7 @@ class Path:
     iif: int
     oif: int
     clock: str = "received"
+    changes: Mapping[str, Change] = field(default_factory=dict)
 
     @property
     def comes_again(self) -> bool:
@@ -109,13 +111,13 @@ class PathBook:
         events = journeys.events[rows]
         steps = [self._book.resolve(int(step)) for step in events["step"]]
         shown = np.flatnonzero(self._book.is_shown[events["step"]]).tolist()
-        changes = find_changes(events, journeys.packets, steps, shown) if shown else {}
+        changes = find_changes(events, journeys.packets, steps, shown)
         told = _tell_steps(steps, shown, changes)
         ending = self._end(steps, shown, told)
         full = (*key, _frozen(changes), ending.kind)
         path = self._paths.get(full)
         if path is None:
-            path = Path(told, ending, *key[2:])
+            path = Path(told, ending, *key[2:], changes=changes.get(NO_STEP, {}))
             if len(self._paths) >= MAX_PATHS:
                 self._paths.clear()
             self._paths[full] = path
