@@ -176,35 +176,3 @@ def test_connection_tracking_stays_off_where_it_was_off(netns: Callable[..., str
 
     assert 7 <= len(told.journeys)
     assert "" == tracked
-
-
-@pytest.mark.usefixtures("pair")
-def test_a_users_own_tracing_goes_on_and_is_not_ours() -> None:
-    """Packets that only a user traces are not shown; their tool sees theirs as before."""
-    nets.load_rules(
-        "b",
-        "nftables",
-        "table ip own { chain t { type filter hook prerouting priority -300;"
-        " udp dport 7004 meta nftrace set 1; }; }",
-    )
-    with (
-        follow("b", "--dport", "7002") as run,
-        nets.spawn("b", "stdbuf", "-oL", "nft", "monitor", "trace") as monitor,
-    ):
-        nets.wait_until(lambda: _traces_heard("b") == 2, 5, "nft monitor")
-        nets.send_udp("a", "10.1.0.2", 7004, 3)
-        nets.send_udp("a", "10.1.0.2", 7002, 5)
-        told = run.finish(5)
-        monitor.send_signal(signal.SIGINT)
-        seen, _ = monitor.communicate(timeout=10)
-
-    assert {7002} == {journey["packet"]["dport"] for journey in told.journeys}
-    assert 5 == len(told.journeys)
-    assert 3 == seen.count("rule udp dport 7004 meta nftrace set 1")
-
-
-def _traces_heard(ns: str) -> int:
-    """Count the sockets that listen to group NFNLGRP_NFTRACE."""
-    text = nets.ip_netns_exec(ns, "cat", "/proc/net/netlink").stdout
-    rows = [line.split() for line in text.splitlines()[1:]]
-    return sum(row[1] == "12" and int(row[3], 16) & 0x100 != 0 for row in rows)
