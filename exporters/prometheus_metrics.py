@@ -133,6 +133,8 @@ METRICS: Final[tuple[Metric, ...]] = (
         (),
         "Drops by a rule that is not known, and that no trace named.",
     ),
+    Metric("nftrace_log_bytes", "gauge", (), "Size of the event log on disk."),
+    Metric("nftrace_log_lag_seconds", "gauge", (), "How long the event log has been stuck."),
     Metric("nftrace_messages_suppressed_total", "counter", (), "Log messages not repeated."),
     Metric("nftrace_messages_lost_total", "counter", (), "Log messages that were not written."),
     Metric(

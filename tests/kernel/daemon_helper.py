@@ -107,6 +107,7 @@ def write_config(folder: Path, name: str, parts: Mapping[str, Mapping[str, objec
     base: dict[str, dict[str, object]] = {
         "watch": {},
         "metrics": {"port": 0, "totals": str(folder / f"{name}.json")},
+        "log": {"directory": ""},
         "control": {"socket": str(folder / f"{name}.sock")},
         "messages": {"format": "json", "level": "debug"},
         # Another test's flood on the same machine must not hide the one packet of this one.

@@ -30,7 +30,7 @@ def learn(settings: Settings, messages: Messages, seconds: float) -> str:
         end_s = time.monotonic() + seconds
         while time.monotonic() < end_s:
             watch.turn()
-        readings = DaemonReadings(watch, messages, None)
+        readings = DaemonReadings(watch, messages)
         learned = learn_expected(readings.counters(), readings.drops(), readings.namespaces())
     finally:
         watch.close()

@@ -13,18 +13,17 @@ is not asked for is counted under the bound that kept us from it.
 
 from __future__ import annotations
 
+import os
 import resource
 import secrets
 import time
-from collections import Counter
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
 from tracer.core.budget import Bucket
 from tracer.core.drop_events import packets_of
-from tracer.core.drops import DropCount, merge_counts
 from tracer.core.filters import Filter
 from tracer.core.flow_classes import (
     FLOW_CLASS,
@@ -36,22 +35,26 @@ from tracer.core.flow_classes import (
 )
 from tracer.core.health import Exemplar
 from tracer.core.journey import EndingKind
+from tracer.daemon.naming_counts import Amount, NamingCounts, move_attributed, needs_name
 from tracer.errors import NftraceError
-from tracer.pipeline import choose
+from tracer.pipeline import choose, make_journey
 from tracer.sources.adaptive import FlowTrace, RulesetMark
 from tracer.sources.netns import entered
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from concurrent.futures import ThreadPoolExecutor
 
     import numpy.typing as npt
 
+    from tracer.core.drops import DropCount
+    from tracer.core.journey import Journey
     from tracer.daemon.settings import TraceSettings
+    from tracer.pipeline import Chosen
     from tracer.sources.netns import Netns
     from tracer.sources.trace import Told
 
-__all__ = ["Namer", "NamingCounts", "needs_name"]
+__all__ = ["Namer"]
 
 #: Records that are looked at in one turn; a turn takes some ms of them.
 RECORDS_MAX = 1024
@@ -73,48 +76,8 @@ _EXEMPLARS_MAX = 1024
 _BUDGETS = ("flows", "cpu", "namespaces")
 
 _ENDED = (EndingKind.DROPPED, EndingKind.REJECTED)
-_FAMILIES = {None, "inet", "ip", "ip6"}
 
 _Key: TypeAlias = tuple[int, int, str | None, str | None, bytes]
-
-
-@dataclass(slots=True)
-class Amount:
-    """How many packets, and bytes of them."""
-
-    packets: int = 0
-    octets: int = 0
-
-    def add(self, other: Amount) -> None:
-        """Add *other* to this."""
-        self.packets += other.packets
-        self.octets += other.octets
-
-
-@dataclass
-class NamingCounts:
-    """
-    What became of drops whose rule the kernel's record did not name.
-
-    *armed*, *named* and *expired* count flows; *passed* those whose next packet did not
-    die; *elsewhere* those that died by another table. *attributed* has packets by kind of
-    drop and the rule found for their class; *untraced* counts all others by what kept us
-    from finding it, *unattributed* those for which there was no room.
-    *bounded* counts the times that a flow was not armed for want of budget,
-    *unanswered* twice-seen SYNs that left or were delivered.
-    """
-
-    armed: int = 0
-    named: int = 0
-    passed: int = 0
-    elsewhere: int = 0
-    expired: int = 0
-    bounded: int = 0
-    unanswered: int = 0
-    over_limit: int = 0
-    attributed: dict[tuple[DropCount, RuleAnswer], Amount] = field(default_factory=dict)
-    unattributed: int = 0
-    untraced: Counter[str] = field(default_factory=Counter)
 
 
 @dataclass
@@ -144,22 +107,12 @@ class _Waiting:
     died: Amount
 
 
-def needs_name(kind: DropCount) -> bool:
-    """Tell whether a rule killed packets of *kind*, and which one is not known."""
-    if kind.family not in _FAMILIES:
-        return False
-    if kind.engine is None:
-        return kind.reason == "NETFILTER_DROP"
-    if kind.engine == "legacy":
-        return kind.kind == "table"
-    return kind.engine == "nft" and kind.kind != "policy" and kind.handle is None
-
-
 class Namer:
     """
     Arms flows, and keeps what their traces say.
 
-    *log* is a structlog logger. All times given are monotonic seconds.
+    *log* is a structlog logger. All times given are monotonic seconds. *tell*, if it is
+    set, is called with journeys that were traced and their packets' headers.
     """
 
     def __init__(
@@ -173,6 +126,8 @@ class Namer:
         self.answers = Answers(settings.answers)
         self.exemplars: dict[tuple[int, RuleAnswer], Exemplar] = {}
         self.resisted: list[str] = []
+        self.tell: Callable[[Sequence[Journey], npt.NDArray[np.void]], None] | None = None
+        self._host = os.uname().nodename
         self._run = secrets.token_hex(5)
         self._journeys = 0
         self._settings = settings
@@ -194,41 +149,8 @@ class Namer:
         return sum(space.trace is not None for space in self._spaces.values())
 
     def name(self, rows: Iterable[DropCount]) -> list[DropCount]:
-        """
-        Return *rows* with what was attributed moved to its rule, which is not certain.
-
-        Where not even the table was known nothing is moved: it would be another series.
-        """
-        moved: list[DropCount] = []
-        less: dict[DropCount, Amount] = {}
-        for (kind, answer), amount in self.counts.attributed.items():
-            if kind.table is None:
-                continue
-            less.setdefault(kind, Amount()).add(amount)
-            known = "policy" if answer.rule is None and answer.handle is None else "rule"
-            moved.append(
-                replace(
-                    kind,
-                    kind=known,
-                    chain=answer.chain,
-                    rule=answer.rule if answer.handle is None else None,
-                    handle=answer.handle,
-                    certain=False,
-                    packets=amount.packets,
-                    octets=amount.octets,
-                )
-            )
-        left = [
-            replace(
-                row,
-                packets=max(0, row.packets - less[row.kind_only].packets),
-                octets=max(0, row.octets - less[row.kind_only].octets),
-            )
-            if row.kind_only in less
-            else row
-            for row in rows
-        ]
-        return merge_counts([*left, *moved])
+        """Return *rows* with what was attributed moved to its rule."""
+        return move_attributed(rows, self.counts.attributed)
 
     def forget(self, namespaces: Iterable[Netns]) -> None:
         """Drop what is known of *namespaces*, which are gone or no longer watched."""
@@ -413,16 +335,41 @@ class Namer:
             for row in np.flatnonzero(usable).tolist():
                 ending = chosen.paths[row].ending
                 answer = RuleAnswer.of_ending(ending) if ending.kind in _ENDED else None
-                self._learn(space, Flow.of_row(flows[row]), answer, now_s)
+                waited = space.waiting.get(Flow.of_row(flows[row]))
+                if waited is None and not self._settings.twice_seen_syns:
+                    continue  # another's trace
+                journey = self._keep(one, chosen, row)
+                if waited is not None:
+                    self._learn(space, waited, answer, journey, now_s)
+                else:
+                    self.counts.unanswered += answer is None
 
-    def _learn(self, space: _Space, flow: Flow, answer: RuleAnswer | None, now_s: float) -> None:
-        waited = space.waiting.get(flow)
-        if waited is None:
-            self.counts.unanswered += answer is None and self._settings.twice_seen_syns
-            return
+    def _keep(self, told: Told, chosen: Chosen, row: int) -> str:
+        """Hand the journey of a row on, and return its id."""
+        self._journeys += 1
+        journey = make_journey(
+            chosen,
+            row,
+            journey_id=f"{self._run}-{self._journeys}",
+            host=self._host,
+            netns=told.trace.namespace.name,
+            device=told.trace.device,
+        )
+        if self.tell is not None:
+            self.tell([journey], chosen.packets[row : row + 1])
+        return journey.id
+
+    def _learn(
+        self,
+        space: _Space,
+        waited: _Waiting,
+        answer: RuleAnswer | None,
+        journey: str,
+        now_s: float,
+    ) -> None:
         self._end(space, [waited], None)
         if space.trace is not None:
-            space.trace.let_go([flow])
+            space.trace.let_go([waited.flow])
         space.until_s = now_s + _LINGER_S
         if answer is None:
             self.counts.passed += 1
@@ -434,7 +381,7 @@ class Namer:
             self.counts.named += 1
             self.answers.remember(waited.key, answer)
             self._attribute(waited.kind, answer, waited.died)
-            journey = self._exemplify(space, waited.kind, answer)
+            self._exemplify(space, waited.kind, answer, journey)
             self._log.info(
                 "rule_named",
                 netns=space.namespace.name,
@@ -447,10 +394,8 @@ class Namer:
                 journey=journey,
             )
 
-    def _exemplify(self, space: _Space, kind: DropCount, answer: RuleAnswer) -> str:
-        """Keep the traced packet as the example of its rule; return its journey's id."""
-        self._journeys += 1
-        journey = f"{self._run}-{self._journeys}"
+    def _exemplify(self, space: _Space, kind: DropCount, answer: RuleAnswer, journey: str) -> None:
+        """Keep the traced packet as the example of its rule."""
         self.exemplars[space.namespace.inode, answer] = Exemplar(
             space.namespace.name,
             journey,
@@ -466,7 +411,6 @@ class Namer:
         )
         if len(self.exemplars) > _EXEMPLARS_MAX:
             del self.exemplars[next(iter(self.exemplars))]
-        return journey
 
     def _end(self, space: _Space, over: Iterable[_Waiting], bound: str | None) -> None:
         for one in over:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from tracer.core.drops import DropCount
     from tracer.core.rule_reading import NetnsCounters
     from tracer.daemon.control import ControlServer
+    from tracer.daemon.event_log import EventLog
     from tracer.daemon.messages import Messages
     from tracer.daemon.watch import Watch
 
@@ -33,11 +34,18 @@ class DaemonReadings:
     *refused_reloads* is written by whoever reads the configuration.
     """
 
-    def __init__(self, watch: Watch, messages: Messages, control: ControlServer | None) -> None:
+    def __init__(
+        self,
+        watch: Watch,
+        messages: Messages,
+        control: ControlServer | None = None,
+        event_log: EventLog | None = None,
+    ) -> None:
         self.messages = messages
         self.refused_reloads = 0
         self._watch = watch
         self._control = control
+        self._event_log = event_log
         self._reader = CounterReader()
         self._unread = 0
         self._read: set[int] = set()
@@ -84,10 +92,20 @@ class DaemonReadings:
                 for one in state.namespaces
             ),
         ]
+        values: dict[str, float] = {}
+        if self._event_log is not None:
+            kept = self._event_log.status()
+            lost_rows = kept.thinned + kept.left_out
+            rows = sum(kept.rows.values())
+            sources.append(
+                SourceHealth("event_log", "", up=kept.trouble is None, events=rows, lost=lost_rows)
+            )
+            values["nftrace_log_bytes"] = kept.size_bytes
+            values["nftrace_log_lag_seconds"] = kept.lag_s
         located = state.rung is not Rung.REASON
         families = ("inet", "ip", "ip6") if located else ()
         naming = state.naming
-        values = {
+        values |= {
             "nftrace_trace_armed_flows": state.waiting,
             "nftrace_trace_armed_total": naming.armed,
             "nftrace_trace_named_total": naming.named,

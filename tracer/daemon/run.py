@@ -33,10 +33,12 @@ if TYPE_CHECKING:
     from types import FrameType
     from typing import Self
 
+    from tracer.daemon.event_log import EventLog
+
 __all__ = ["Daemon"]
 
 #: What a running daemon keeps as it is: it would have to bind or to load anew.
-_FIXED = ("metrics", "control")
+_FIXED = ("metrics", "log", "control")
 
 
 class _Signals:
@@ -88,6 +90,7 @@ class Daemon:
         self._settings = self._read()
         self._messages = Messages(self._settings.messages)
         self._notifier = Notifier(os.environ)
+        self._event_log: EventLog | None = None
 
     def _read(self) -> Settings:
         return Settings() if self._path is None else read_settings(self._path)
@@ -113,7 +116,8 @@ class Daemon:
             watch.wake_on(signals.waker)
             # Before there are other threads, which would keep what this one gives back.
             keep_capabilities(NEEDED)
-            self._readings = DaemonReadings(watch, self._messages, control)
+            event_log = self._event_log = self._open_log(watch)
+            self._readings = DaemonReadings(watch, self._messages, control, event_log)
             self._serve(stack)
             if control is not None:
                 control.start()
@@ -129,6 +133,16 @@ class Daemon:
         control = ControlServer(self._settings.control, self._messages.log)
         control.bind()
         return control
+
+    def _open_log(self, watch: Watch) -> EventLog | None:
+        if not self._settings.log.directory:
+            return None
+        # Its library is large, and not everybody's need.
+        from tracer.daemon.event_log import EventLog  # noqa: PLC0415
+
+        event_log = EventLog(self._settings.log)
+        watch.keep_events(event_log)
+        return event_log
 
     def _serve(self, stack: ExitStack) -> None:
         """Begin to serve the metrics."""
@@ -202,3 +216,6 @@ class Daemon:
     def _close(self, watch: Watch) -> None:
         for line in watch.close():
             self._messages.log.error("not_put_back", what=line)
+        # What was still being traced is written, too.
+        if self._event_log is not None:
+            self._event_log.close()

@@ -15,6 +15,7 @@ from tracer.core.drops import Rung
 
 __all__ = [
     "ControlSettings",
+    "LogSettings",
     "MessageSettings",
     "MetricSettings",
     "Rule",
@@ -157,6 +158,24 @@ class TraceSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class LogSettings:
+    """The event log, which `nftrace timeline` and `nftrace show` read."""
+
+    directory: str = _setting(
+        "where it is; empty keeps none, and then metrics are all there is",
+        default="/var/lib/nftrace/log",
+    )
+    keep_days: float = _setting("after which the oldest is removed", 0.01, 3650, default=30.0)
+    size_gb: float = _setting(
+        "beyond which the oldest is removed, too; a recorded drop takes some 11 bytes",
+        0.01,
+        100_000,
+        default=8.0,
+    )
+    group: str = _setting("who may read it", default="nftrace")
+
+
+@dataclass(frozen=True, slots=True)
 class ControlSettings:
     """Who may ask a running daemon, and how much."""
 
@@ -210,6 +229,7 @@ class Settings:
     watch: WatchSettings = field(default_factory=WatchSettings)
     metrics: MetricSettings = field(default_factory=MetricSettings)
     trace: TraceSettings = field(default_factory=TraceSettings)
+    log: LogSettings = field(default_factory=LogSettings)
     control: ControlSettings = field(default_factory=ControlSettings)
     messages: MessageSettings = field(default_factory=MessageSettings)
     expected: tuple[Mapping[str, object], ...] = ()

@@ -24,10 +24,13 @@ from tracer.daemon.naming import Namer
 from tracer.sources.drops import DropSource, Mode
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
+
     from tracer.core.drops import DropCount
     from tracer.core.health import Exemplar
+    from tracer.daemon.event_log import EventLog
     from tracer.daemon.messages import Messages
-    from tracer.daemon.naming import NamingCounts
+    from tracer.daemon.naming_counts import NamingCounts
     from tracer.daemon.settings import Settings
     from tracer.sources.drops import DropLosses
     from tracer.sources.netns import Netns
@@ -78,6 +81,7 @@ class Watch:
         self._selector = selectors.DefaultSelector()
         self._namespaces = _watch_namespaces(settings)
         self._source: DropSource | None = None
+        self._event_log: EventLog | None = None
         self._pool = ThreadPoolExecutor(2, "ruleset")
         self._namer = self._new_namer()
         self._turns = 0
@@ -148,9 +152,9 @@ class Watch:
         if len(records):
             self._died = True
             self._recorded += len(records)
-            if self._settings.trace.enabled:
-                kinds, indexes = self._source.kinds_of(records)
-                self._namer.offer(kinds, indexes, records, self._namespaces.known, now_s)
+            self._hand_on(self._source, records, now_s)
+        if self._event_log is not None:
+            self._event_log.note_losses(self._source.losses(), now_s)
         self._namer.turn(now_s)
         self._pace(read, now_s)
         if self._died and now_s >= self._tables_due_s:
@@ -158,9 +162,27 @@ class Watch:
             self._source.counts()
             self._tables_due_s, self._died = now_s + _TABLES_S, False
 
+    def _hand_on(self, source: DropSource, records: npt.NDArray[np.void], now_s: float) -> None:
+        is_traced, known = self._settings.trace.enabled, self._namespaces.known
+        if not is_traced and self._event_log is None:
+            return
+        kinds, indexes = source.kinds_of(records)
+        if is_traced:
+            self._namer.offer(kinds, indexes, records, known, now_s)
+        if self._event_log is not None:
+            self._event_log.append_drops(kinds, indexes, records, known, now_s)
+
+    def keep_events(self, event_log: EventLog) -> None:
+        """Write what is seen from now on into *event_log*, which the caller closes."""
+        with self._lock:
+            self._event_log = event_log
+            self._namer.tell = event_log.append_journeys
+
     def _follow_namespaces(self, now_s: float) -> None:
         changes = self._namespaces.poll(now_s)
         self._namer.forget(changes.removed)
+        if self._event_log is not None:
+            self._event_log.forget(changes.removed)
         self._namer.stand_by(changes.added, now_s)
         for what, listed in (("added", changes.added), ("removed", changes.removed)):
             for one in listed:
@@ -241,7 +263,10 @@ class Watch:
                     self._selector.register(self._namespaces, selectors.EVENT_READ)
 
     def _new_namer(self) -> Namer:
-        return Namer(self._settings.trace, self._pool, self._log, time.monotonic())
+        namer = Namer(self._settings.trace, self._pool, self._log, time.monotonic())
+        if self._event_log is not None:
+            namer.tell = self._event_log.append_journeys
+        return namer
 
     def close(self) -> list[str]:
         """Undo all; return a line for each thing that could not be put back."""

@@ -1,0 +1,108 @@
+"""What became of drops whose rule was asked for: counts, and how they change a table of drops."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from tracer.core.drops import DropCount, merge_counts
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from tracer.core.flow_classes import RuleAnswer
+
+__all__ = ["Amount", "NamingCounts", "move_attributed", "needs_name"]
+
+_FAMILIES = {None, "inet", "ip", "ip6"}
+
+
+@dataclass(slots=True)
+class Amount:
+    """How many packets, and bytes of them."""
+
+    packets: int = 0
+    octets: int = 0
+
+    def add(self, other: Amount) -> None:
+        """Add *other* to this."""
+        self.packets += other.packets
+        self.octets += other.octets
+
+
+@dataclass
+class NamingCounts:
+    """
+    What became of drops whose rule the kernel's record did not name.
+
+    *armed*, *named* and *expired* count flows; *passed* those whose next packet did not
+    die; *elsewhere* those that died by another table. *attributed* has packets by kind of
+    drop and the rule found for their class; *untraced* counts all others by what kept us
+    from finding it, *unattributed* those for which there was no room.
+    *bounded* counts the times that a flow was not armed for want of budget,
+    *unanswered* twice-seen SYNs that left or were delivered.
+    """
+
+    armed: int = 0
+    named: int = 0
+    passed: int = 0
+    elsewhere: int = 0
+    expired: int = 0
+    bounded: int = 0
+    unanswered: int = 0
+    over_limit: int = 0
+    attributed: dict[tuple[DropCount, RuleAnswer], Amount] = field(default_factory=dict)
+    unattributed: int = 0
+    untraced: Counter[str] = field(default_factory=Counter)
+
+
+def needs_name(kind: DropCount) -> bool:
+    """Tell whether a rule killed packets of *kind*, and which one is not known."""
+    if kind.family not in _FAMILIES:
+        return False
+    if kind.engine is None:
+        return kind.reason == "NETFILTER_DROP"
+    if kind.engine == "legacy":
+        return kind.kind == "table"
+    return kind.engine == "nft" and kind.kind != "policy" and kind.handle is None
+
+
+def move_attributed(
+    rows: Iterable[DropCount], attributed: Mapping[tuple[DropCount, RuleAnswer], Amount]
+) -> list[DropCount]:
+    """
+    Return *rows* with what was attributed moved to its rule, which is not certain.
+
+    Where not even the table was known nothing is moved: it would be another series.
+    """
+    moved: list[DropCount] = []
+    less: dict[DropCount, Amount] = {}
+    for (kind, answer), amount in attributed.items():
+        if kind.table is None:
+            continue
+        less.setdefault(kind, Amount()).add(amount)
+        known = "policy" if answer.rule is None and answer.handle is None else "rule"
+        moved.append(
+            replace(
+                kind,
+                kind=known,
+                chain=answer.chain,
+                rule=answer.rule if answer.handle is None else None,
+                handle=answer.handle,
+                certain=False,
+                packets=amount.packets,
+                octets=amount.octets,
+            )
+        )
+    left = [
+        replace(
+            row,
+            packets=max(0, row.packets - less[row.kind_only].packets),
+            octets=max(0, row.octets - less[row.kind_only].octets),
+        )
+        if row.kind_only in less
+        else row
+        for row in rows
+    ]
+    return merge_counts([*left, *moved])
