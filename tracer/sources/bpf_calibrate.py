@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from bpf.loader import Loaded
+    from tracer.sources.bpf_deadline import Deadline
 
 __all__ = ["STACK_RING_BYTES", "aside", "calibrate", "call_modules"]
 
@@ -39,7 +40,7 @@ STACK_RING_BYTES = 1 << 20
 
 
 def calibrate(
-    loaded: Loaded, shots: Sequence[bpf_range.Shot], mark: int, deadline: bpf_range.Deadline
+    loaded: Loaded, shots: Sequence[bpf_range.Shot], mark: int, deadline: Deadline
 ) -> Calibration:
     """
     Make known drops with the programs of *loaded* and solve their stacks.
@@ -68,7 +69,7 @@ def calibrate(
     return _solve(drops)
 
 
-def call_modules(deadline: bpf_range.Deadline) -> None:
+def call_modules(deadline: Deadline) -> None:
     """
     Make the kernel load nf_tables and the legacy tables, by rules in a namespace that ends.
 

@@ -25,13 +25,14 @@ from tracer.core.drops import Rung
 from tracer.errors import NftraceError
 from tracer.sources.bpf_calibrate import aside, calibrate
 from tracer.sources.bpf_config import Calibration, fill_config
+from tracer.sources.bpf_deadline import Deadline
 from tracer.sources.bpf_kprobes import FUNCTIONS, KprobeRung, TrampolineRung
 from tracer.sources.bpf_kprobes import PROGRAMS as _PROBES
 from tracer.sources.bpf_kprobes import TYPES as _PROBE_TYPES
 from tracer.sources.bpf_links import MARKS_MAX, LinkRung
 from tracer.sources.bpf_links import PROGRAMS as _LINKS
 from tracer.sources.bpf_prove import prove
-from tracer.sources.bpf_range import Deadline, build
+from tracer.sources.bpf_range import build
 from tracer.sources.bpf_rungs import LocatorRung, ReasonRung
 
 if TYPE_CHECKING:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from bpf.loader import Loaded
+    from tracer.sources.bpf_deadline import Deadline
 
 __all__ = ["SITES", "Proof", "prove"]
 
@@ -49,7 +50,7 @@ def prove(
     loaded: Loaded,
     shots: Sequence[bpf_range.Shot],
     mark: int,
-    deadline: bpf_range.Deadline,
+    deadline: Deadline,
     *,
     knows_handle: bool,
 ) -> Proof:

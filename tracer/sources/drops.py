@@ -45,11 +45,11 @@ from tracer.errors import KernelRefusedError, KernelUnsupportedError, UsageError
 from tracer.sources import bpf_hooks
 from tracer.sources.bpf_armed import TABLES_MAX, ArmedTables
 from tracer.sources.bpf_calibrate import STACK_RING_BYTES, call_modules
+from tracer.sources.bpf_deadline import Deadline
 from tracer.sources.bpf_kinds import KINDS_MAX, Kinds, KindTable
 from tracer.sources.bpf_ladder import FUNCTIONS, MARKS_MAX, PROGRAMS, TYPES, Ladder
 from tracer.sources.bpf_peek import Peek
 from tracer.sources.bpf_places import PLACES_MAX, Places
-from tracer.sources.bpf_range import Deadline
 from tracer.sources.bpf_rules import OFFSETS, find_tables
 from tracer.sources.bpf_rungs import COSTS
 from tracer.sources.netns import Netns, entered
