@@ -86,7 +86,8 @@ def _unexpected_in_mangle(pace: Pace) -> Alert:
         with_text(f"{rise} > 0"),
         "0s",
         "critical",
-        f"{{instance}}, netns {{netns}}: {{value}} packets dropped by {_AT_RULE}",
+        f"{{instance}}, netns {{netns}}: packets dropped by {_AT_RULE}"
+        f" ({{value}} in {pace.window})",
         "mangle is for marking; packets that die there die before NAT and routing, and"
         " nobody looks for them there. No [[expected]] entry names this rule.",
     )
@@ -104,7 +105,8 @@ def _new_dropping_rule(pace: Pace) -> Alert:
         with_text(f"{first}\nor {again}"),
         "0s",
         "warning",
-        f"{{instance}}, netns {{netns}}: {{value}} packets dropped, not so before, by {_AT_RULE}",
+        f"{{instance}}, netns {{netns}}: a rule that did not drop before does: {_AT_RULE}"
+        f" ({{value}} in {pace.fresh})",
         "The rule never dropped before, or not in the hour before the ruleset changed and"
         " does since.",
     )
@@ -119,7 +121,7 @@ def _far_above_its_past(pace: Pace) -> Alert:
         with_text(f"(\n{now} > 10 * {past}\n) > 1"),
         pace.wait,
         "warning",
-        f"{{instance}}, netns {{netns}}: {{value}} packets a second dropped by {_AT_RULE}",
+        f"{{instance}}, netns {{netns}}: far more dropped than usual by {_AT_RULE} ({{value}}/s)",
         "That is more than ten times what this rule dropped over the day before.",
     )
 
@@ -131,7 +133,8 @@ def _policy_drops(pace: Pace) -> Alert:
         f"{rise} > 0",
         "0s",
         "warning",
-        "{instance}, netns {netns}: {value} packets dropped by the policy of {table} {chain}",
+        "{instance}, netns {netns}: packets dropped by the policy of {table} {chain}"
+        f" ({{value}} in {pace.window})",
         "No rule of the chain took them. Where that is meant, an [[expected]] entry with"
         ' text = "policy" says so.',
     )
@@ -151,7 +154,8 @@ def _outside_netfilter(pace: Pace) -> Alert:
         f"(\n{now} > 10\n) unless (\n{now} <= 3 * {usual}\n)",
         "0s",
         "warning",
-        "{instance}, netns {netns}: {value} packets dropped by the kernel itself: {reason}",
+        "{instance}, netns {netns}: packets dropped by the kernel itself: {reason}"
+        f" ({{value}} in {pace.window})",
         "No rule did this: no route, the reverse path filter, a full conntrack table, an"
         " unanswered neighbour. More than three times as many as in the hour before.",
     )

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+import json
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 from dashboards.grafana.model import layout, make_dashboard, query
+from dashboards.grafana.one_rule import make_one_rule
 from dashboards.grafana.panels import GREEN, RED, stat, time_series
+from dashboards.grafana.traffic import make_traffic
+from exporters.prometheus_metrics import METRICS
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from dashboards.grafana.model import Json
+    from exporters.prometheus_metrics import Metric
+
+    Rows: TypeAlias = Sequence[tuple[int, Sequence[tuple[int, Json]]]]
 
 __all__ = ["make_itself"]
 
@@ -16,6 +25,16 @@ _HOST: Final = '{instance=~"$host"}'
 _NAMED: Final = "{{instance}}"
 _BY_SOURCE: Final = "{{instance}} {{source}} {{netns}}"
 _BY_NETNS: Final = "{{instance}} {{netns}}"
+_OTHER_WIDTH: Final = 8
+_OTHER_HEIGHT: Final = 7
+#: Grafana's units by how a metric's name ends.
+_UNITS: Final = (
+    ("_bytes_total", "Bps"),
+    ("_seconds_total", "percentunit"),
+    ("_total", "eps"),
+    ("_bytes", "bytes"),
+    ("_seconds", "s"),
+)
 _OFTEN: Final = "[$__rate_interval]"
 
 
@@ -216,9 +235,38 @@ def _bounds() -> list[tuple[int, Json]]:
     ]
 
 
+def _others(rows: Rows) -> Rows:
+    """Return a panel for each metric that neither *rows* nor another dashboard shows."""
+    shown = json.dumps([rows, make_traffic(), make_one_rule()])
+    panels = [_one(metric) for metric in METRICS if not _is_shown(metric, shown)]
+    per_row = 24 // _OTHER_WIDTH
+    return [
+        (_OTHER_HEIGHT, [(_OTHER_WIDTH, one) for one in panels[at : at + per_row]])
+        for at in range(0, len(panels), per_row)
+    ]
+
+
+def _is_shown(metric: Metric, shown: str) -> bool:
+    return all(f"{name}{{" in shown for name in metric.samples)
+
+
+def _one(metric: Metric) -> Json:
+    """Return a metric over time as its name and kind say: a counter's rate, a summary's mean."""
+    legend = " ".join(f"{{{{{label}}}}}" for label in ("instance", *metric.labels))
+    expr = f"{metric.name}{_HOST}"
+    if metric.kind == "summary":
+        expr = _mean(metric.name)
+    elif metric.kind == "counter":
+        expr = _rate(metric.name)
+    unit = next((unit for end, unit in _UNITS if metric.name.endswith(end)), "short")
+    return time_series(
+        metric.help.rstrip("."), [query(expr, legend)], unit=unit, description=metric.name
+    )
+
+
 def make_itself() -> Json:
     """Return the dashboard."""
-    rows = [
+    rows: Rows = [
         (4, _state()),
         (8, _events()),
         (8, _naming()),
@@ -229,5 +277,5 @@ def make_itself() -> Json:
         "nftrace-itself",
         "nftrace itself",
         "How the watch does: whether it sees, what it lost, what it costs.",
-        layout(rows),
+        layout([*rows, *_others(rows)]),
     )

@@ -75,7 +75,7 @@ CASES = (
         "10m",
         (ALIVE, TEXT, rule("0x34 1 1 2 3x100")),
         NAMED,
-        f"router, netns vr2: 3 packets dropped by {AT_RULE}",
+        f"router, netns vr2: packets dropped by {AT_RULE} (3 in 5m)",
     ),
     Case(
         "a rule that was loaded and dropped between two scrapes",
@@ -83,7 +83,7 @@ CASES = (
         "10m",
         (ALIVE, TEXT, rule("_x37 7x100")),
         NAMED,
-        f"router, netns vr2: 7 packets dropped by {AT_RULE}",
+        f"router, netns vr2: packets dropped by {AT_RULE} (7 in 5m)",
     ),
     Case(
         "a rule that is gone since",
@@ -91,7 +91,7 @@ CASES = (
         "10m",
         (ALIVE, rule("0x37 11 11 stale")),
         {**RULE, "text": GONE},
-        f"router, netns vr2: 12 packets dropped by mangle {CHAIN}, rule : {GONE}",
+        f"router, netns vr2: packets dropped by mangle {CHAIN}, rule : {GONE} (12 in 5m)",
     ),
     Case("drops that are over", MANGLE, "30m", (ALIVE, TEXT, rule("0x34 1 1 2 3x200"))),
     Case("drops that were there when we came", MANGLE, "4m", (ALIVE, TEXT, rule("7x100"))),
@@ -110,7 +110,7 @@ CASES = (
         "30m",
         (ALIVE, TEXT, rule("0x110 1x100")),
         NAMED,
-        f"router, netns vr2: 1 packets dropped, not so before, by {AT_RULE}",
+        f"router, netns vr2: a rule that did not drop before does: {AT_RULE} (1 in 15m)",
     ),
     Case(
         "the first drop since the ruleset changed",
@@ -123,7 +123,7 @@ CASES = (
             series("nftrace_ruleset_changes_total", CHANGES, "0x450 1x200"),
         ),
         NAMED,
-        f"router, netns vr2: 1 packets dropped, not so before, by {AT_RULE}",
+        f"router, netns vr2: a rule that did not drop before does: {AT_RULE} (1 in 15m)",
     ),
     Case("a rule that dropped before", NEW, "2h", (ALIVE, TEXT, rule("5x460 6x100"))),
     Case(
@@ -144,7 +144,7 @@ CASES = (
         "24h30m",
         (ALIVE, TEXT, rule(f"0+1x{DAY_OF_MINUTES} 1440+120x60")),
         NAMED,
-        f"router, netns vr2: 2 packets a second dropped by {AT_RULE}",
+        f"router, netns vr2: far more dropped than usual by {AT_RULE} (2/s)",
     ),
     Case(
         "twice the usual",
@@ -166,7 +166,7 @@ CASES = (
             ),
         ),
         POLICY,
-        "router, netns vr2: 5 packets dropped by the policy of filter FORWARD",
+        "router, netns vr2: packets dropped by the policy of filter FORWARD (5 in 5m)",
     ),
     Case(
         "a policy that is meant to drop",
@@ -187,7 +187,7 @@ CASES = (
         "10m",
         (ALIVE, series("nftrace_drops_total", {**KIND, "reason": "IP_INNOROUTES"}, "_x35 17x100")),
         {**TARGET, "netns": "vr2", "reason": "IP_INNOROUTES"},
-        "router, netns vr2: 17 packets dropped by the kernel itself: IP_INNOROUTES",
+        "router, netns vr2: packets dropped by the kernel itself: IP_INNOROUTES (17 in 5m)",
     ),
     Case(
         "a full conntrack table: its hook drops",
@@ -202,7 +202,7 @@ CASES = (
             ),
         ),
         {**TARGET, "netns": "vr2", "reason": "NETFILTER_DROP"},
-        "router, netns vr2: 13 packets dropped by the kernel itself: NETFILTER_DROP",
+        "router, netns vr2: packets dropped by the kernel itself: NETFILTER_DROP (13 in 5m)",
     ),
     Case(
         "as many without a route as always",

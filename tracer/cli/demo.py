@@ -19,6 +19,8 @@ from tracer.core.filters import Filter
 from tracer.core.summary import SummaryBuilder
 from tracer.demo.demo import FOLLOWED_ADDRESS, FOLLOWED_PORT, DemoOptions, run_demo
 from tracer.demo.lab import Backend
+from tracer.demo.watch import run_watch
+from tracer.errors import UsageError
 from tracer.sources.follow import Follow, FollowOptions
 from tracer.sources.netns import find_namespace
 from tracer.sources.trace_socket import DEFAULT_BUFFER
@@ -48,11 +50,18 @@ _KEPT = 1000
 @click.option("--fixed", is_flag=True, help="with the case solved: ssh gets through")
 @click.option("--keep", is_flag=True, help="keep the network up until Ctrl-C")
 @click.option(
+    "--watch", is_flag=True, help="nobody follows: daemon, Prometheus and Alertmanager tell"
+)
+@click.option(
     "--color", type=click.Choice(["auto", "always", "never"]), default="auto", help="colours"
 )
-def demo(*, backend: str, fixed: bool, keep: bool, color: str) -> int:
+def demo(*, backend: str, fixed: bool, keep: bool, watch: bool, color: str) -> int:
     """Build the two-router case in isolated namespaces and show it being solved."""
     console = make_console(color, file=sys.stdout)
+    if watch:
+        if fixed or keep:
+            raise UsageError("--watch shows the failing case and ends", "leave --fixed and --keep")
+        return run_watch(Backend(backend), console)
     options = DemoOptions(Backend(backend), fixed=fixed, keep=keep)
     return run_demo(options, console, lambda: _DemoFollower(console))
 
