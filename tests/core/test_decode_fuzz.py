@@ -47,7 +47,6 @@ def outcome(messages: list[bytes], plain_below: int, gap: bytes = b"") -> dict[s
         "malformed": decoder.malformed,
         "last": decoder.last_malformed,
         "foreign": decoder.foreign,
-        "lost": decoder.nflog_lost,
     }
 
 

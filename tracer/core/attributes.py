@@ -29,7 +29,18 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-__all__ = ["HEADERS_SIZE", "Layout", "Spots", "Walk", "be32", "sizes", "walk", "walk_one"]
+__all__ = [
+    "HEADERS_SIZE",
+    "Layout",
+    "Spots",
+    "Walk",
+    "be32",
+    "families",
+    "fill",
+    "sizes",
+    "walk",
+    "walk_one",
+]
 
 #: nlmsghdr (16 bytes) and nfgenmsg (4): where the attributes of a message begin.
 HEADERS_SIZE = 20
@@ -75,6 +86,28 @@ class Walk:
 
     at: npt.NDArray[np.int64]
     sound: npt.NDArray[np.bool_]
+
+    def columns(self, layout: Layout) -> dict[int, npt.NDArray[np.int64]]:
+        """Return `at` by the attributes' types."""
+        return {kind: self.at[slot] for kind, slot in layout.slot.items()}
+
+
+def families(
+    words: npt.NDArray[np.uint32], starts: npt.NDArray[np.int64]
+) -> npt.NDArray[np.uint32]:
+    """Return each message's nfgen_family."""
+    return words.take(starts + 4) & np.uint32(0xFF)
+
+
+def fill(
+    events: npt.NDArray[np.void],
+    rows: npt.NDArray[np.int64] | slice,
+    words: npt.NDArray[np.uint32],
+    places: dict[str, npt.NDArray[np.int64]],
+) -> None:
+    """Write the first word of each attribute at *places* into the column of its name."""
+    for name, at in places.items():
+        events[name][rows] = be32(words, at)
 
 
 def walk(

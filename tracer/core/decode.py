@@ -22,7 +22,7 @@ from tracer.core.attributes import HEADERS_SIZE, walk_one
 from tracer.core.events import NO_PACKET, TraceBatch
 from tracer.core.headers import read_packets
 from tracer.core.interning import UNPARSED, KeyCache, Keys, join_spans
-from tracer.core.trace_rows import ABSENT, Refusal, TraceRows
+from tracer.core.trace_rows import Refusal, TraceRows
 from tracer.core.trace_steps import MAX_STEPS, StepTable
 
 if TYPE_CHECKING:
@@ -46,11 +46,7 @@ _NLMSGHDR_SIZE = 16
 #: Bytes kept of a malformed message: a log line of hexadecimal digits.
 _KEPT = 256
 
-#: A sequence number that is behind the last one, modulo 2**32, began anew.
-_HALF = 1 << 31
-
-_LAYOUTS = {nft_trace.MESSAGE_TYPE: nft_trace.LAYOUT, nflog.MESSAGE_TYPE: nflog.LAYOUT}
-_NFLOG = nflog.MESSAGE_TYPE.to_bytes(2, "little")
+_READERS = {reader.MESSAGE_TYPE: reader for reader in (nft_trace, nflog)}
 
 
 def message_types(words: Words, starts: Indexes) -> npt.NDArray[np.uint16]:
@@ -71,9 +67,8 @@ class TraceDecoder:
 
     *malformed* counts messages that are not what they claim, *last_malformed* has the
     latest one's first 256 bytes. *foreign* counts NFLOG packets that no TRACE logged.
-    *nflog_lost* counts NFLOG messages missing between those that came, by the group's
-    sequence numbers, or the namespace's where the group was bound without. Events of
-    new steps that find the table full are in `table.overflowed`.
+    Events of new steps that find the table full are in `table.overflowed`. What was lost
+    before it came here is the socket's to count.
     """
 
     def __init__(self, *, max_steps: int = MAX_STEPS, plain_below: int = PLAIN_BELOW) -> None:
@@ -81,12 +76,10 @@ class TraceDecoder:
         self.table: Final = StepTable(max_steps)
         self.malformed = 0
         self.foreign = 0
-        self.nflog_lost = 0
         self.last_malformed: bytes | None = None
         self._plain_below = plain_below
         self._cache = KeyCache()
         self._known: dict[tuple[int | bytes, ...], int] = {}
-        self._last_sequence = [ABSENT, ABSENT]
 
     def decode(self, words: Words, starts: Indexes, lengths: Indexes) -> TraceBatch:
         """
@@ -117,11 +110,8 @@ class TraceDecoder:
             numbers.append(number)
             if found is None:
                 continue
-            if message[4:6] == _NFLOG:
-                fields.append((place, nflog.read_one(start, message, found)))
-                rows.sequences[:, place] = nflog.read_sequences(message, found)
-            else:
-                fields.append((place, nft_trace.read_one(start, message, found)))
+            reader = _READERS[int.from_bytes(message[4:6], "little")]
+            fields.append((place, reader.read_one(start, message, found)))
         rows.numbers[:] = numbers
         if fields:
             places = [place for place, _ in fields]
@@ -136,7 +126,7 @@ class TraceDecoder:
         whole &= lengths <= (words.size - starts) * 4
         rows.numbers[:] = np.where(whole, Refusal.IGNORED, Refusal.MALFORMED)
         keys, messages = [], []
-        for reader in (nft_trace, nflog):
+        for reader in _READERS.values():
             of_kind = whole & (kinds == reader.MESSAGE_TYPE)
             rows.numbers[of_kind] = Refusal.MALFORMED
             at = np.flatnonzero(of_kind & (lengths >= HEADERS_SIZE))
@@ -157,14 +147,14 @@ class TraceDecoder:
     def _read(self, message: bytes) -> tuple[int, Spots | None]:
         """Return a message's number, and its attributes if it has sound ones."""
         kind = int.from_bytes(message[4:6], "little")
-        if len(message) >= _NLMSGHDR_SIZE and kind not in _LAYOUTS:
+        reader = _READERS.get(kind)
+        if reader is None and len(message) >= _NLMSGHDR_SIZE:
             return Refusal.IGNORED, None
-        if len(message) < HEADERS_SIZE:
+        if reader is None or len(message) < HEADERS_SIZE:
             return Refusal.MALFORMED, None
-        found = walk_one(message, _LAYOUTS[kind])
+        found = walk_one(message, reader.LAYOUT)
         if found is None:
             return Refusal.MALFORMED, None
-        reader = nflog if kind == nflog.MESSAGE_TYPE else nft_trace
         key = (kind, *reader.read_key(message, found))
         number = self._known.get(key)
         if number is None:
@@ -180,10 +170,6 @@ class TraceDecoder:
         return Refusal.OVERFLOWED if number is None else number
 
     def _count(self, words: Words, starts: Indexes, lengths: Indexes, rows: TraceRows) -> None:
-        in_group, in_namespace = rows.sequences
-        in_namespace = np.where(in_group == ABSENT, in_namespace, ABSENT)
-        for row, column in enumerate((in_group, in_namespace)):
-            self._follow_sequence(row, column[column != ABSENT])
         if not (rows.numbers < 0).any():
             return
         malformed = np.flatnonzero(rows.numbers == Refusal.MALFORMED)
@@ -195,17 +181,6 @@ class TraceDecoder:
             self.last_malformed = kept.tobytes()[: max(0, length)]
         self.foreign += int(np.count_nonzero(rows.numbers == Refusal.FOREIGN))
         self.table.overflowed += int(np.count_nonzero(rows.numbers == Refusal.OVERFLOWED))
-
-    def _follow_sequence(self, row: int, numbers: Indexes) -> None:
-        if not numbers.size:
-            return
-        last = self._last_sequence[row]
-        before = np.empty_like(numbers)
-        before[0] = numbers[0] - 1 if last == ABSENT else last
-        before[1:] = numbers[:-1]
-        missing = (numbers - before - 1) % (2 * _HALF)
-        self.nflog_lost += int(missing[missing < _HALF].sum())
-        self._last_sequence[row] = int(numbers[-1])
 
 
 def _cut(words: Words, start: int, length: int) -> bytes:

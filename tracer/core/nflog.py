@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tracer.core.attributes import Layout, be32, sizes, walk
+from tracer.core.attributes import Layout, be32, families, fill, sizes, walk
 from tracer.core.events import LEGACY
 from tracer.core.interning import KEY_WORDS, TAG_WORDS, KeySpans
-from tracer.core.trace_rows import ABSENT, Refusal
+from tracer.core.trace_rows import Refusal
 from tracer.core.trace_steps import FAMILIES, HOOKS, TraceStep
 
 if TYPE_CHECKING:
@@ -34,7 +34,6 @@ __all__ = [
     "read_key",
     "read_many",
     "read_one",
-    "read_sequences",
     "read_step",
 ]
 
@@ -42,7 +41,6 @@ __all__ = [
 MESSAGE_TYPE = 4 << 8
 
 _PACKET_HEADER, _MARK, _IIF, _OIF, _PAYLOAD, _PREFIX = 1, 2, 4, 5, 9, 10
-_SEQUENCE, _GLOBAL_SEQUENCE = 12, 13
 
 #: Wanted attributes and the least size of their values.
 LAYOUT = Layout(
@@ -53,13 +51,10 @@ LAYOUT = Layout(
         _OIF: 4,
         _PAYLOAD: 0,
         _PREFIX: 0,
-        _SEQUENCE: 4,
-        _GLOBAL_SEQUENCE: 4,
     }
 )
 
 _EVENT_FIELDS = {"iif": _IIF, "oif": _OIF, "mark": _MARK}
-_SEQUENCES = (_SEQUENCE, _GLOBAL_SEQUENCE)
 
 _BE32 = struct.Struct(">I").unpack_from
 
@@ -89,18 +84,13 @@ def read_many(
     *starts* and *lengths* are those of the messages, *at* their rows.
     """
     found = walk(words, starts, lengths, LAYOUT)
-    column = {kind: found.at[slot] for kind, slot in LAYOUT.slot.items()}
-    events, spans = rows.events, rows.spans
-    for name, kind in _EVENT_FIELDS.items():
-        events[name][at] = be32(words, column[kind])
+    column, events, spans = found.columns(LAYOUT), rows.events, rows.spans
+    fill(events, at, words, {name: column[kind] for name, kind in _EVENT_FIELDS.items()})
     events["flags"][at] = LEGACY
-    family = words.take(starts + 4) & np.uint32(0xFF)
+    family = families(words, starts)
     spans["network"][at] = column[_PAYLOAD] + 1
     spans["network_size"][at] = np.maximum(sizes(words, column[_PAYLOAD]) - 4, 0)
     spans["pf"][at] = family
-    for row, kind in enumerate(_SEQUENCES):
-        has = found.sound & (column[kind] > 0)
-        rows.sequences[row, at] = np.where(has, be32(words, column[kind]).astype(np.int64), ABSENT)
     refused = np.where(column[_PREFIX] == 0, Refusal.FOREIGN, rows.numbers[at])
     rows.numbers[at] = np.where(found.sound, refused, Refusal.MALFORMED)
 
@@ -127,11 +117,6 @@ def read_one(start: int, message: bytes, found: Spots) -> Fields:
     begin, end = found.get(_PAYLOAD, (0, 0))
     network = start + begin // 4 if begin else 1
     return (*event, 0, LEGACY), (network, end - begin, 0, 0, 0, 0, message[16], 0)
-
-
-def read_sequences(message: bytes, found: Spots) -> list[int]:
-    """Return the message's numbers in its group and in its namespace, or ABSENT."""
-    return [_BE32(message, found[kind][0])[0] if kind in found else ABSENT for kind in _SEQUENCES]
 
 
 def read_key(message: bytes, found: Spots) -> tuple[int | bytes, ...]:

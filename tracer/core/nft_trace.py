@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tracer.core.attributes import Layout, be32, sizes, walk, walk_one
+from tracer.core.attributes import Layout, be32, families, fill, sizes, walk, walk_one
 from tracer.core.interning import KEY_WORDS, TAG_WORDS, KeySpans
 from tracer.core.trace_rows import Refusal
 from tracer.core.trace_steps import FAMILIES, TraceStep
@@ -89,11 +89,9 @@ def read_many(
     *starts* and *lengths* are those of the messages, *at* their rows.
     """
     found = walk(words, starts, lengths, LAYOUT)
-    column = {kind: found.at[slot] for kind, slot in LAYOUT.slot.items()}
-    family = words.take(starts + 4) & np.uint32(0xFF)
-    events, spans = rows.events, rows.spans
-    for name, kind in _EVENT_FIELDS.items():
-        events[name][at] = be32(words, column[kind])
+    column, spans = found.columns(LAYOUT), rows.spans
+    family = families(words, starts)
+    fill(rows.events, at, words, {name: column[kind] for name, kind in _EVENT_FIELDS.items()})
     for name, kind in _SPAN_FIELDS.items():
         spans[name][at] = column[kind] + 1
         spans[name + "_size"][at] = np.maximum(sizes(words, column[kind]) - 4, 0)

@@ -11,13 +11,10 @@ from tracer.core.events import EVENT
 from tracer.core.interning import UNPARSED
 from tracer.core.transport import SPAN
 
-__all__ = ["ABSENT", "Fields", "Refusal", "TraceRows"]
+__all__ = ["Fields", "Refusal", "TraceRows"]
 
 #: One message's `EVENT` and its `SPAN`, as numbers.
 Fields: TypeAlias = tuple[tuple[int, ...], tuple[int, ...]]
-
-#: A sequence number that the message does not have.
-ABSENT = -1
 
 
 class Refusal(IntEnum):
@@ -34,8 +31,7 @@ class TraceRows:
     Columns of n messages, whatever each of them is.
 
     *numbers* `int32 (n,)`: the step's number, a `Refusal`, or UNPARSED. *events* `EVENT
-    (n,)` without step and packet. *spans* `SPAN (n,)`. *sequences* `int64 (2, n)`: an
-    NFLOG message's number in its group and in its namespace, ABSENT if it has none.
+    (n,)` without step and packet. *spans* `SPAN (n,)`.
     """
 
     def __init__(self, count: int) -> None:
@@ -43,4 +39,3 @@ class TraceRows:
         self.numbers = np.full(count, UNPARSED, np.int32)
         self.events = np.zeros(count, EVENT)
         self.spans = np.zeros(count, SPAN)
-        self.sequences = np.full((2, count), ABSENT, np.int64)

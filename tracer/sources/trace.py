@@ -63,6 +63,7 @@ _APPEAR_NS = 50_000_000  # where there is none, it is looked for so often
 #: Later than every generation (32 bits): no reading that was asked for earlier reaches it.
 _UNKNOWN = 1 << 32
 
+_SHOWN = 64  # bytes of a malformed message: all its headers and its first attributes
 _DRAINED = 256  # batches, a million messages: more than the socket's buffer holds
 _LISTENERS_NS = 100_000_000
 
@@ -200,6 +201,8 @@ class NamespaceTrace:
             told += self._assemble_next()
         if self._hurried:
             self._note(f"{self._hurried} events were read by rules that may not be theirs")
+        if self._decoder.last_malformed is not None:
+            self._note(f"not a trace message: {self._decoder.last_malformed[:_SHOWN].hex()}")
         return told + self._tell(self._assembler.flush(self._book))
 
     def device(self, index: int) -> str | None:
