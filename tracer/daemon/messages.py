@@ -12,6 +12,7 @@ import os
 import sys
 import time
 from collections import OrderedDict
+from io import UnsupportedOperation
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -78,9 +79,14 @@ class _Writer:
         self.lost = 0
 
     def _write(self, line: str) -> None:
+        whole = f"{line}\n"
         try:
-            self._out.write(f"{line}\n")
             self._out.flush()
+            # One call a line, and nothing of it in a buffer when it could not be written.
+            raw = whole.encode(errors="backslashreplace")
+            self.lost += os.write(self._out.fileno(), raw) < len(raw)
+        except UnsupportedOperation:
+            self._out.write(whole)
         except (OSError, ValueError):
             # A full disk or a closed pipe: watching goes on, and the metrics tell.
             self.lost += 1

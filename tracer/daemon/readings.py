@@ -74,7 +74,7 @@ class DaemonReadings:
 
     def drops(self) -> Sequence[DropCount]:
         """Return every kind of drop in the watched namespaces, rules named where known."""
-        return self._watch.state().drops
+        return self._watch.drops()
 
     def exemplars(self) -> Iterable[Exemplar]:
         """Return the last journey that was traced to each rule."""

@@ -48,14 +48,8 @@ _SAMPLE_MAX = 4096
 
 
 class WatchState(NamedTuple):
-    """
-    What the watch knows at one moment.
+    """How the watch does at one moment; *busy_s* seconds of CPU went into *turns* turns."""
 
-    *drops* is every kind of drop in the namespaces watched, rules named where they are
-    known; *busy_s* seconds of CPU in *turns* turns.
-    """
-
-    drops: list[DropCount]
     losses: DropLosses
     rung: Rung
     namespaces: list[Netns]
@@ -71,7 +65,7 @@ class Watch:
     """
     The daemon's sources, and what is made of what they tell.
 
-    `open()`, then `turn()` again and again by one thread; `state()` by any.
+    `open()`, then `turn()` again and again by one thread; `state()` and `drops()` by any.
     """
 
     def __init__(self, settings: Settings, messages: Messages) -> None:
@@ -210,18 +204,13 @@ class Watch:
             self._log.warning("drops_sampled", one_in=wanted)
 
     def state(self) -> WatchState:
-        """Return what is known now; any thread may ask."""
+        """Return how the watch does; any thread may ask."""
         with self._lock:
-            source, known = self._source, self._namespaces.known
-            if source is None:
-                msg = "the watch is not open"
-                raise ValueError(msg)
-            rows = [row for row in source.counts() if self._is_watched(row)]
+            source = self._opened()
             return WatchState(
-                self._namer.name(rows),
                 source.losses(),
                 source.rung,
-                list(known.values()),
+                list(self._namespaces.known.values()),
                 self._namer.counts,
                 self._namer.waiting,
                 self._namer.traced,
@@ -229,6 +218,18 @@ class Watch:
                 self._busy_s,
                 self._recorded,
             )
+
+    def drops(self) -> list[DropCount]:
+        """Return every kind of drop in the namespaces watched, rules named where known."""
+        with self._lock:
+            rows = [row for row in self._opened().counts() if self._is_watched(row)]
+            return self._namer.name(rows)
+
+    def _opened(self) -> DropSource:
+        if self._source is None:
+            msg = "the watch is not open"
+            raise ValueError(msg)
+        return self._source
 
     def namespaces(self) -> list[Netns]:
         """Return the namespaces that are watched now; any thread may ask."""
@@ -252,6 +253,7 @@ class Watch:
                 counts = self._namer.counts
                 self._namer = self._new_namer()
                 self._namer.counts = counts
+                self._namer.stand_by(self._namespaces.known.values(), time.monotonic())
             if settings.watch != before.watch:
                 if self._namespaces.fileno() >= 0:
                     self._selector.unregister(self._namespaces)
