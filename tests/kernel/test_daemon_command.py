@@ -93,6 +93,29 @@ def test_a_new_configuration_is_taken_or_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("cable")
+def test_who_follows_goes_before_the_daemons_own_tracing(tmp_path: Path) -> None:
+    """While a flow waits in a legacy namespace, following there is not refused."""
+    parts = {"watch": {"rung": "reason"}, "trace": {"wait_s": 60.0}}
+    words = ("follow", "--daemon", "--netns=b", "--dport=7002", "--count=2", "-o", "json")
+    command = (sys.executable, "-m", "tracer.cli.main", *words)
+    with daemon(tmp_path, "b", **parts) as watch:
+        nets.send_udp("a", _TO_B, 7002, 1, sport=5001)
+        nets.wait_until(lambda: watch.sum_of("nftrace_trace_armed_flows") == 1, 10, "arming")
+        env = {**os.environ, "NFTRACE_SOCKET": str(watch.socket)}
+        with nets.spawn("a", *command, cwd=nets.ROOT, env=env) as process:
+
+            def has_ended() -> bool:
+                nets.send_udp("a", _TO_B, 7002, 1, sport=5002)
+                return process.poll() is not None
+
+            nets.wait_until(has_ended, 30, "the follower's end")
+            out, err = process.communicate()
+
+    assert (0, "") == (process.returncode, err)
+    assert 3 == len(out.splitlines())
+
+
+@pytest.mark.usefixtures("cable")
 def test_what_is_dropped_now_can_be_learned(tmp_path: Path) -> None:
     """The printed entries name just the rule that dropped, and can be loaded."""
     nets.send_udp("a", _TO_B, 7002, 3)

@@ -77,7 +77,8 @@ class ControlServer:
     """
     Serves the socket in a thread of its own from `start` to `stop`.
 
-    *clients* counts those connected now; *accepted*, *refused* and *cut* all there were.
+    *clients* counts those connected now, *followers* the processes that run for them;
+    *accepted*, *refused* and *cut* count all there were. Any thread may read them.
     """
 
     def __init__(
@@ -89,6 +90,7 @@ class ControlServer:
         self.accepted = 0
         self.refused = 0
         self.cut = 0
+        self.followers = 0
         self._settings = settings
         self._log = log
         self._patience_s = patience_s
@@ -106,9 +108,7 @@ class ControlServer:
         """How many are connected."""
         return len(self._clients)
 
-    @property
-    def followers(self) -> int:
-        """How many followers run."""
+    def _count_followers(self) -> int:
         # Those of clients that went away end, too, and are still there.
         running = [one.follower.pid for one in self._clients if one.follower is not None]
         return len({*running, *(follower.pid for follower, _ in self._ending)})
@@ -186,6 +186,7 @@ class ControlServer:
                 else:
                     self._relay(key.fileobj, *key.data)
             self._look_around(time.monotonic())
+            self.followers = self._count_followers()
 
     def _accept(self) -> None:
         if self._listener is None:
@@ -243,7 +244,7 @@ class ControlServer:
                 self._end_follower(client)
             elif client.follower is not None:
                 self._finish(client, "one thing at a time: connect anew", 2)
-            elif self.followers >= self._settings.followers:
+            elif self._count_followers() >= self._settings.followers:
                 self.refused += 1
                 self._finish(client, f"{self._settings.followers} others follow already", 3)
             else:

@@ -112,7 +112,9 @@ class Namer:
     Arms flows, and keeps what their traces say.
 
     *log* is a structlog logger. All times given are monotonic seconds. *tell*, if it is
-    set, is called with journeys that were traced and their packets' headers.
+    set, is called with journeys that were traced and their packets' headers. While
+    *yields* is set nothing is traced: legacy tables' events have one listener, and people
+    who follow packets come first.
     """
 
     def __init__(
@@ -126,6 +128,7 @@ class Namer:
         self.answers = Answers(settings.answers)
         self.exemplars: dict[tuple[int, RuleAnswer], Exemplar] = {}
         self.resisted: list[str] = []
+        self.yields = False
         self.tell: Callable[[Sequence[Journey], npt.NDArray[np.void]], None] | None = None
         self._host = os.uname().nodename
         self._run = secrets.token_hex(5)
@@ -249,6 +252,8 @@ class Namer:
         settings = self._settings
         if flow in space.waiting:
             return "waiting"
+        if self.yields:
+            return "followers"
         if now_s < space.refused_until_s:
             return "refused"
         if self._waiting >= settings.flows:
@@ -324,7 +329,7 @@ class Namer:
             self.counts.expired += len(over)
             overspent = self._cpu.level(now_s) < -_CPU_BURST_S * self._settings.cpu_percent / 100
             idle = not space.waiting and now_s >= space.until_s
-            if overspent or (idle and not self._settings.twice_seen_syns):
+            if self.yields or overspent or (idle and not self._settings.twice_seen_syns):
                 self._close(space)
             self._cpu.spend(time.thread_time() - started_s, now_s)
 

@@ -123,7 +123,7 @@ class Daemon:
                 control.start()
             self._notifier.ready()
             log.info("ready", pid=os.getpid())
-            self._turn(watch, signals)
+            self._turn(watch, signals, control)
             self._notifier.stopping()
         return 0
 
@@ -175,8 +175,9 @@ class Daemon:
         stack.callback(served.stop)
         self._messages.log.info("metrics_served", address=served.address, port=served.port)
 
-    def _turn(self, watch: Watch, signals: _Signals) -> None:
+    def _turn(self, watch: Watch, signals: _Signals, control: ControlServer | None) -> None:
         while True:
+            watch.give_way(is_followed=control is not None and control.followers > 0)
             watch.turn()
             self._notifier.alive(time.monotonic())
             for number in signals.take():

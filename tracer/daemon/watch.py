@@ -172,6 +172,15 @@ class Watch:
             self._event_log = event_log
             self._namer.tell = event_log.append_journeys
 
+    def give_way(self, *, is_followed: bool) -> None:
+        """Trace nothing while *is_followed*: legacy tables' events have one listener."""
+        if is_followed == self._namer.yields:
+            return
+        with self._lock:
+            self._namer.yields = is_followed
+            if not is_followed:
+                self._namer.stand_by(self._namespaces.known.values(), time.monotonic())
+
     def _follow_namespaces(self, now_s: float) -> None:
         changes = self._namespaces.poll(now_s)
         self._namer.forget(changes.removed)
