@@ -120,7 +120,7 @@ class Following:
 class Speaking(Following):
     """A follow that is armed and tells people: its ends give text."""
 
-    def finish_text(self, last: str, count: int = 1, *, wait_s: float = 10.0) -> str:
+    def finish_text(self, last: str, count: int = 1, *, wait_s: float = 20.0) -> str:
         """
         Interrupt it once *last* was written *count* times; return all that it wrote.
 
