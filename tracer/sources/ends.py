@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 
 __all__ = ["EndWatch"]
 
+#: Headers to watch, of all namespaces and plans: two plans' worth of mapped addresses.
+_BOXES_KEPT = 32_768
+
 _NOTHING = np.zeros(0, SKB_EVENT)
 _CUT = "ends are not seen of packets that some of the NAT rules rename: there are too many"
 _NARROWED = (
@@ -68,8 +71,8 @@ class EndWatch:
         Those of *shared* are watched while they are not too many. Does not raise where ends
         cannot be watched.
         """
-        self._boxes += boxes
-        self._shared += shared
+        self._boxes = [*dict.fromkeys((*self._boxes, *boxes))][:_BOXES_KEPT]
+        self._shared = [*dict.fromkeys((*self._shared, *shared))][:_BOXES_KEPT]
         if self._is_open:
             self._watch()
 

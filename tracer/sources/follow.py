@@ -46,6 +46,9 @@ __all__ = ["Follow", "FollowOptions"]
 #: filter: tracing everything takes a busy router four fifths of its throughput.
 RATE_UNFILTERED = 20_000
 
+#: Notes of all plans together; rules that come and go could give any number.
+_NOTES_KEPT = 256
+
 
 @dataclass(frozen=True, slots=True)
 class FollowOptions:
@@ -213,7 +216,9 @@ class Follow:
         if self.ends is not None:
             self.ends.arm(plan.called, plan.shared)
         prefix = f"netns {namespace.name}: " if len(self._namespaces) > 1 else ""
-        self._notes += [prefix + note for note in plan.notes]
+        # Planned anew it says much the same.
+        notes = (prefix + note for note in plan.notes)
+        self._notes = [*dict.fromkeys((*self._notes, *notes))][:_NOTES_KEPT]
         return plan
 
     def _pinned(self, namespace: Netns) -> Netns:
