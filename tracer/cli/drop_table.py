@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import dataclass
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 from rich.console import Group
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from tracer.cli.drop_words import words_of
 from tracer.cli.render_safe import escape
-from tracer.core.drop_reasons import explain
+from tracer.cli.theme import PLACE, QUIET, STRONG, WARNING, symbols_for
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,10 +22,18 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
     from tracer.cli.drop_names import RuleName
-    from tracer.core.drops import DropCount
-    from tracer.sources.drops import DropLosses, Standing
+    from tracer.cli.drop_words import DropWords
+    from tracer.cli.theme import Symbols
+    from tracer.core.drop_talkers import Talker
+    from tracer.core.drops import DropCount, Rung
+    from tracer.sources.drops import DropLosses
 
-__all__ = ["DropRow", "render_json", "render_table"]
+__all__ = ["DropRow", "Seen", "render_json", "render_table"]
+
+#: From here on each thing has a column; below, all that is no number shares one.
+_WIDE = 140
+_DEAD = "bold red"
+_SMALL = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,22 +41,37 @@ class DropRow:
     """
     One line of the table: a kind of drop, its namespace's name, and what is known of it.
 
-    Units: *rate* packets a second over the last interval, *since* packets in it.
+    Units: *rate* packets a second over the last interval. *function* is the kernel's at
+    the drop's location, where it is known.
     """
 
     count: DropCount
     netns: str
     rate: float
-    since: int
     rule: RuleName
-    talkers: str | None
+    talker: Talker | None
+    function: str | None = None
+
+    @property
+    def words(self) -> DropWords:
+        """The row in words."""
+        return words_of(self.count, self.rule, self.talker, self.function)
 
 
-def render_json(out: IO[str], rows: Sequence[DropRow], standing: Standing) -> None:
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What there is to say of all rows: *filtered* where some were left out on request."""
+
+    losses: DropLosses
+    rung: Rung
+    filtered: bool = False
+
+
+def render_json(out: IO[str], rows: Sequence[DropRow]) -> None:
     """Write `nftrace.drops/1`, one object a line, and flush."""
     now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     for row in rows:
-        count, words = row.count, explain(row.count.reason)
+        count, words, talker = row.count, row.words, row.talker
         record = {
             "schema": "nftrace.drops/1",
             "time": now,
@@ -64,81 +89,126 @@ def render_json(out: IO[str], rows: Sequence[DropRow], standing: Standing) -> No
             "handle": count.handle,
             "text": row.rule.text,
             "certain": count.certain,
-            "rung": standing.rung,
-            "notes": list(standing.notes),
             "candidates": list(row.rule.candidates),
+            "function": row.function,
             "packets": count.packets,
             "bytes": count.octets,
+            "estimated": count.sampled,
             "rate": round(row.rate, 1),
-            "top": row.talkers,
+            "top": None if talker is None else _pair(talker, "→"),
+            "top_source": None if talker is None else talker.source,
+            "top_destination": None if talker is None else talker.destination,
+            "top_share": None if talker is None else round(talker.share, 3),
         }
         out.write(json.dumps(record, ensure_ascii=False) + "\n")
     out.flush()
 
 
-def render_table(
-    rows: Sequence[DropRow], losses: DropLosses, standing: Standing, console: Console
-) -> RenderableType:
+def render_table(rows: Sequence[DropRow], seen: Seen, console: Console) -> RenderableType:
     """Return the table, and below it what is not in it."""
+    symbols = symbols_for(console)
     if not rows:
-        return Group(Text("nothing was dropped yet", style="dim"), _foot(losses, standing))
-    table = Table(box=None, pad_edge=False, header_style="bold", expand=console.width < 100)  # noqa: PLR2004 - columns of a wide terminal
+        which = "nothing that was asked for" if seen.filtered else "nothing"
+        return Group(Text(f"{which} was dropped yet", style=QUIET), _foot(rows, seen))
+    table = Table(box=None, pad_edge=False, header_style=STRONG, padding=(0, 2, 0, 0))
     table.add_column("per s", justify="right", no_wrap=True)
     table.add_column("total", justify="right", no_wrap=True)
-    table.add_column("netns", no_wrap=True)
+    if console.width >= _WIDE:
+        _add_wide(table, rows, symbols)
+    else:
+        table.expand = True
+        _add_narrow(table, rows, symbols)
+    return Group(table, _foot(rows, seen))
+
+
+def _add_wide(table: Table, rows: Sequence[DropRow], symbols: Symbols) -> None:
+    for name in ("netns", "hook", "table", "chain"):
+        table.add_column(name, style=PLACE if name != "netns" else "", overflow="fold")
+    table.add_column("what dropped them", ratio=1, overflow="fold")
+    table.add_column("from most", overflow="fold")
+    table.add_column("to most", overflow="fold")
+    for row in rows:
+        count, words, talker = row.count, row.words, row.talker
+        place = (count.hook, count.table, row.rule.chain)
+        table.add_row(
+            *_numbers(row),
+            escape(row.netns),
+            *(escape(part or "") for part in place),
+            _what(words, count, symbols),
+            "" if talker is None else f"{talker.source}{_percent(talker)}",
+            "" if talker is None else f"{talker.destination} {talker.proto}",
+        )
+
+
+def _add_narrow(table: Table, rows: Sequence[DropRow], symbols: Symbols) -> None:
+    table.add_column("netns", overflow="fold")
     table.add_column("where and why", ratio=1, overflow="fold")
     for row in rows:
-        rate = f"{row.rate:,.0f}" if row.rate >= 10 or not row.rate else f"{row.rate:.1f}"  # noqa: PLR2004
-        table.add_row(rate, f"{row.count.packets:,}", escape(row.netns), _where(row))
-    return Group(table, _foot(losses, standing))
+        count, parts = row.count, list[Any]()
+        place = [part for part in (count.hook, count.table, row.rule.chain) if part]
+        if place:
+            parts.append(Text(escape(f" {symbols.inside} ".join(place)), style=PLACE))
+        lines = [_what(row.words, count, symbols)]
+        if row.talker is not None:
+            pair = f"{_pair(row.talker, symbols.arrow)}{_percent(row.talker)}"
+            lines.append(Text(pair, style=QUIET))
+        told = Text("\n").join(lines)
+        # Below a place, so that long rules stay apart from the next place.
+        parts.append(Padding(told, (0, 0, 0, 2)) if place else told)
+        table.add_row(*_numbers(row), escape(row.netns), Group(*parts))
 
 
-def _where(row: DropRow) -> Text:
-    count, text = row.count, Text()
-    words = explain(count.reason)
-    if count.table is not None:
-        place = [count.hook or "", count.table, row.rule.chain or ""]
-        text.append(escape(" ".join(part for part in place if part)), style="cyan")
-        text.append(_which(row), style="bold red")
-        for line in row.rule.candidates:
-            text.append(f"\n  perhaps {escape(line)}", style="yellow")
-    elif count.engine == "hook":
-        text.append(f"{count.hook}, a netfilter hook that is no table's", style="cyan")
-        text.append("\n  connection tracking full? sysctl net.netfilter.nf_conntrack_max")
+def _numbers(row: DropRow) -> tuple[str, str]:
+    # What is estimated says so; the table's sum is exact all the same.
+    about = "~" if row.count.sampled and row.rule.number is not None else ""
+    rate = f"{row.rate:,.0f}" if row.rate >= _SMALL or not row.rate else f"{row.rate:.1f}"
+    return f"{about}{rate}", f"{about}{row.count.packets:,}"
+
+
+def _what(words: DropWords, count: DropCount, symbols: Symbols) -> Text:
+    text = Text()
+    if words.rule:
+        text.append(words.rule, style=_DEAD)
+        text.append(f"  {words.text}" if words.text else f"  {words.what}")
     else:
-        text.append(words.what, style="bold red")
-        text.append(f"  {count.reason}", style="dim")
-        if words.look_at:
-            text.append(f"\n  look at: {words.look_at}")
-    if row.talkers:
-        text.append(f"\n  {row.talkers}", style="dim")
+        text.append(words.what, style=_DEAD)
+    if count.table is None:
+        text.append(f"  {count.reason}", style=QUIET)
+    if words.doubt:
+        text.append(f"  ({words.doubt})", style=WARNING)
+    for line in words.candidates:
+        text.append(f"\nperhaps {line}", style=WARNING)
+    if words.look_at:
+        text.append(f"\n{symbols.arrow} {words.look_at}")
     return text
 
 
-def _which(row: DropRow) -> str:
-    if row.count.kind == "policy":
-        return "  policy"
-    if row.rule.number is None:
-        handle = row.count.handle
-        return "  one of its rules" if handle is None else f"  the rule with handle {handle}"
-    doubt = "" if row.count.certain else " (or another that dropped at that moment)"
-    return f"  rule {row.rule.number}  {escape(row.rule.text or '')}{doubt}"
+def _pair(talker: Talker, arrow: str) -> str:
+    return f"{talker.proto} {talker.source} {arrow} {talker.destination}"
 
 
-def _foot(losses: DropLosses, standing: Standing) -> Text:
+def _percent(talker: Talker) -> str:
+    return f" {talker.share:.0%}" if talker.share < 0.995 else ""  # noqa: PLR2004 - rounds to all
+
+
+def _foot(rows: Sequence[DropRow], seen: Seen) -> Text:
+    losses = seen.losses
     missing = [
-        f"{number} {what}"
+        f"{number:,} {what}"
         for number, what in (
             (losses.missed, "not seen"),
             (losses.uncounted, "not told apart: too many kinds"),
             (losses.unlocated, "by netfilter at a place that is not known"),
+            (losses.stale, "by a table that had just changed"),
+            (losses.unplaced, "kinds without a name: too many places"),
+            (losses.coarse, "long ago, told less exactly"),
+            (losses.unrecorded, "without addresses: too fast to record"),
         )
         if number
     ]
-    said = f"; {', '.join(missing)}" if missing else ""
-    lines = [
-        f"{losses.seen:,} drops on this machine, named by {standing.rung}{said}",
-        *(f"not {rung}: {why}" for rung, why in standing.why.items()),
-        *standing.notes,
-    ]
-    return Text("\n".join(map(escape, lines)), style="dim")
+    text = Text(f"{losses.seen:,} drops on this machine, named by {seen.rung}", style=QUIET)
+    if any(row.count.sampled for row in rows):
+        text.append("; ~ is estimated from a sample", style=QUIET)
+    if missing:
+        text.append(f"\n{'; '.join(missing)}", style=WARNING)
+    return text

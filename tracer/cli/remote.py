@@ -26,7 +26,7 @@ DEFAULT_SOCKET = "/run/nftrace/nftrace.sock"
 #: The parameters whose word on the command line is another.
 _WORDS = {"in_device": "in", "out_device": "out"}
 #: What only one who works alone can have.
-_ALONE = {"pcap": "--pcap", "rung": "--rung"}
+_ALONE = {"pcap": "--pcap", "rung": "--rung", "rule_rate": "--rule-rate"}
 _READ_BYTES = 65_536
 _TICK_S = 0.2
 #: An answer is a piece of a follower's output, escaped.

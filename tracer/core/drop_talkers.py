@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -17,12 +18,37 @@ if TYPE_CHECKING:
 
     from tracer.core.drops import DropCount
 
-__all__ = ["Talkers"]
+__all__ = ["Talker", "Talkers"]
 
 #: Pairs of addresses kept for each kind: a flood from forged sources has no end of them.
 _PAIRS_MAX = 1024
+#: Kinds with pairs: more lines than that nobody reads.
+_KINDS_MAX = 1024
 #: Records decoded of each batch: more would not change who comes first.
 _BATCH_MAX = 2048
+
+
+class Talker(NamedTuple):
+    """
+    Who lost most packets of a kind: *source* and *destination* with its port, if any.
+
+    *address* is that of the destination alone. *share* of the kind's packets was theirs.
+    *expired*: most of the kind's packets had no TTL left.
+    """
+
+    proto: str
+    source: str
+    destination: str
+    address: str
+    share: float
+    expired: bool
+
+
+@dataclass
+class _Kind:
+    pairs: Counter[tuple[str, str, str, str]] = field(default_factory=Counter)
+    packets: int = 0
+    expired: int = 0
 
 
 class Talkers:
@@ -30,7 +56,7 @@ class Talkers:
 
     def __init__(self) -> None:
         """Begin with nothing."""
-        self._pairs: dict[DropCount, Counter[str]] = {}
+        self._kinds: dict[DropCount, _Kind] = {}
 
     def add(
         self,
@@ -39,32 +65,39 @@ class Talkers:
         records: npt.NDArray[np.void],
     ) -> None:
         """Take *records*; `kinds[indexes[i]]` is the kind of the i-th."""
-        step = -(-len(records) // _BATCH_MAX)
+        step = -(-len(records) // _BATCH_MAX) or 1
         records, indexes = records[::step], indexes[::step]
         packets = packets_of(records)
         weights = records["weight"].astype(np.int64) * step
-        for kind, packet, weight in zip(indexes.tolist(), packets, weights.tolist(), strict=True):
-            pairs = self._pairs.setdefault(kinds[kind], Counter())
+        for at, packet, weight in zip(indexes.tolist(), packets, weights.tolist(), strict=True):
+            if kinds[at] not in self._kinds and len(self._kinds) >= _KINDS_MAX:
+                continue
+            kind = self._kinds.setdefault(kinds[at], _Kind())
+            kind.packets += weight
+            if not int(packet["family"]):
+                continue
+            kind.expired += weight * (int(packet["ttl"]) <= 1)
             pair = _pair(packet)
-            if pair and (pair in pairs or len(pairs) < _PAIRS_MAX):
-                pairs[pair] += weight
+            if pair in kind.pairs or len(kind.pairs) < _PAIRS_MAX:
+                kind.pairs[pair] += weight
 
-    def top(self, kind: DropCount) -> str | None:
+    def top(self, kind: DropCount) -> Talker | None:
         """Return the pair that lost most packets of *kind*; None where none was recorded."""
-        best = self._pairs.get(kind, Counter()).most_common(1)
-        return best[0][0] if best else None
+        known = self._kinds.get(kind)
+        if known is None or not known.pairs:
+            return None
+        pair, packets = known.pairs.most_common(1)[0]
+        return Talker(*pair, packets / known.packets, known.expired * 2 > known.packets)
 
     def forget(self) -> None:
         """Begin anew, as at each interval."""
-        self._pairs.clear()
+        self._kinds.clear()
 
 
-def _pair(packet: np.void) -> str:
-    family = int(packet["family"])
-    if not family:
-        return ""
+def _pair(packet: np.void) -> tuple[str, str, str, str]:
+    family, port = int(packet["family"]), int(packet["dport"])
     src, dst = (render_address(family, packet[side]) for side in ("src", "dst"))
-    port = int(packet["dport"])
-    behind = f":{port}" if port else ""
-    to = f"[{dst}]{behind}" if family == 6 and port else f"{dst}{behind}"  # noqa: PLR2004
-    return f"{render_protocol(int(packet['proto']))} {src} → {to}"
+    to = dst
+    if port:
+        to = f"[{dst}]:{port}" if family == 6 else f"{dst}:{port}"  # noqa: PLR2004
+    return render_protocol(int(packet["proto"])), src, to, dst

@@ -65,8 +65,9 @@ class DropCount:
 
     *netns* is an inode. *rule* counts from 1 in *chain*, *handle* is nft's; a policy has
     neither and *kind* policy. *location* is the freeing address where the drop was not
-    netfilter's. *sampled*: its rule was looked for in a sample only, so that *packets* are
-    an estimate where there is a rule. Units: *packets*, and *octets* of skb length.
+    netfilter's, and the hook's function where it is no table's. *sampled*: its rule was
+    looked for in a sample only, so that *packets* are an estimate where there is a rule.
+    Units: *packets*, and *octets* of skb length.
     """
 
     netns: int
@@ -184,6 +185,12 @@ def _name_count(
         rule=rule,
         handle=handle,
         certain=bool(key["certain"]),
-        location=int(key["place"]) if site == _SITE_OTHER else None,
+        location=_location(key, place),
         sampled=bool(key["looks"]),
     )
+
+
+def _location(key: np.void, place: Place | None) -> int | None:
+    if int(key["site"]) == _SITE_OTHER:
+        return int(key["place"])
+    return place.function if place and place.engine == "hook" else None
