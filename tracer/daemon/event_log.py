@@ -1,4 +1,4 @@
-"""What the watch sees, into the event log: recorded drops, traced journeys, losses."""
+"""What the watch sees, into the event log: recorded drops, traced journeys, changes, losses."""
 
 from __future__ import annotations
 
@@ -6,17 +6,18 @@ import os
 import time
 from pathlib import Path
 from socket import if_nameindex
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from exporters.log import LogOptions, LogWriter
 from tracer.core.log_rows import Loss, drop_columns
+from tracer.daemon.change_log import ChangeLog
 from tracer.errors import NftraceError
 from tracer.sources.netns import entered
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     import numpy.typing as npt
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from tracer.core.drops import DropCount
     from tracer.core.journey import Journey
     from tracer.daemon.settings import LogSettings
+    from tracer.sources.changes import ChangeLosses
     from tracer.sources.drops import DropLosses
     from tracer.sources.netns import Netns
 
@@ -51,6 +53,7 @@ class EventLog:
             group=settings.group,
         )
         self._writer = LogWriter(Path(settings.directory), os.uname().nodename, options)
+        self._changes = ChangeLog(self._writer)
         self._devices: dict[int, tuple[float, dict[int, str]]] = {}
         self._lost = dict.fromkeys(_LOST, 0)
         self._lost_ns = time.time_ns()
@@ -77,6 +80,15 @@ class EventLog:
     def append_journeys(self, journeys: Sequence[Journey], packets: npt.NDArray[np.void]) -> None:
         """Append traced journeys; *packets* `PACKET (n,)` are their packets' headers."""
         self._writer.append_journeys(journeys, packets)
+
+    def note_changes(self, namespaces: Iterable[Netns], now_s: float, log: Any) -> bool:  # noqa: ANN401
+        """Append what changed in *namespaces*, watched from now on; tell whether rules did."""
+        return self._changes.turn(namespaces, now_s, log)
+
+    @property
+    def change_losses(self) -> ChangeLosses:
+        """What of the changes was not seen."""
+        return self._changes.losses
 
     def note_losses(self, losses: DropLosses, now_s: float) -> None:
         """Append what the programs lost since the last time, once a minute."""
@@ -119,4 +131,5 @@ class EventLog:
 
     def close(self) -> None:
         """Write what waits; harmless when repeated."""
+        self._changes.close()
         self._writer.close()

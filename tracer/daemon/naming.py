@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from tracer.core.budget import Bucket
+from tracer.core.distinct import find_distinct
 from tracer.core.drop_events import packets_of
 from tracer.core.filters import Filter
 from tracer.core.flow_classes import (
@@ -57,7 +58,7 @@ if TYPE_CHECKING:
 __all__ = ["Namer"]
 
 #: Records that are looked at in one turn; a turn takes some ms of them.
-RECORDS_MAX = 1024
+RECORDS_MAX = 512
 #: CPU time is saved up for so many seconds.
 _CPU_BURST_S = 10.0
 #: Rules changed or not: asked at most so often in each namespace.
@@ -187,6 +188,10 @@ class Namer:
         rows = np.flatnonzero(unknown[indexes] & watched)
         if not len(rows):
             return
+        if self._cpu.level(now_s) <= 0:
+            # Looking costs as well: what comes now is counted and no more.
+            self._count_untraced("cpu", int(records["weight"][rows].sum()))
+            return
         started_s = time.thread_time()
         look = rows[:: -(-len(rows) // RECORDS_MAX)]
         skipped = records["weight"][rows].sum() - records["weight"][look].sum()
@@ -208,24 +213,31 @@ class Namer:
         self._count_untraced("no_flow", int(weights[~usable].sum()))
         grouped = np.zeros(len(records), [("kind", "<u4"), ("of", FLOW_CLASS)])
         grouped["kind"], grouped["of"] = indexes, class_keys(packets, records["iif"])
-        keys, first, group = np.unique(grouped[usable], return_index=True, return_inverse=True)
+        grouped = grouped[usable]
+        first, group = find_distinct(grouped)
+        keys = grouped[first]
         lengths = weights * records["length"]
         sums = (np.bincount(group, each[usable], len(keys)) for each in (weights, lengths))
         amounts = zip(*(each.astype(np.int64).tolist() for each in sums), strict=True)
         wanted: dict[int, list[_Waiting]] = {}
-        flows = flows[usable]
-        for key, row, amount in zip(keys, first.tolist(), amounts, strict=True):
-            kind, died = kinds[int(key["kind"])], Amount(*amount)
+        flows, classes = flows[usable], keys["of"].tobytes()
+        size = FLOW_CLASS.itemsize
+        groups = zip(keys["kind"].tolist(), first.tolist(), amounts, strict=True)
+        for number, (which, row, amount) in enumerate(groups):
+            kind, died = kinds[which], Amount(*amount)
             space = self._space(namespaces[kind.netns], now_s)
-            ask = (kind.netns, space.version, kind.hook, kind.table, key["of"].tobytes())
+            of = classes[number * size : (number + 1) * size]
+            ask = (kind.netns, space.version, kind.hook, kind.table, of)
             answer = self.answers.find(ask)
             if answer is not None:
                 self._attribute(kind, answer, died)
             elif ask in space.asked:
                 space.asked[ask].died.add(died)
-            elif (bound := self._bound(space, flow := Flow.of_row(flows[row]), now_s)) is not None:
+            elif (bound := self._bound(space, now_s)) is not None:
                 self._count_untraced(bound, died.packets)
                 self.counts.bounded += bound in _BUDGETS
+            elif (flow := Flow.of_row(flows[row])) in space.waiting:
+                self._count_untraced("waiting", died.packets)
             else:
                 one = _Waiting(flow, ask, kind, now_s + self._settings.wait_s, died)
                 space.asked[ask] = space.waiting[flow] = one
@@ -247,11 +259,9 @@ class Namer:
         if packets:
             self.counts.untraced[bound] += packets
 
-    def _bound(self, space: _Space, flow: Flow, now_s: float) -> str | None:
-        """Return what keeps us from arming *flow*; None where nothing does."""
+    def _bound(self, space: _Space, now_s: float) -> str | None:
+        """Return what keeps us from arming another flow; None where nothing does."""
         settings = self._settings
-        if flow in space.waiting:
-            return "waiting"
         if self.yields:
             return "followers"
         if now_s < space.refused_until_s:

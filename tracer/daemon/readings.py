@@ -100,6 +100,9 @@ class DaemonReadings:
             sources.append(
                 SourceHealth("event_log", "", up=kept.trouble is None, events=rows, lost=lost_rows)
             )
+            unseen = self._event_log.change_losses
+            is_up = not unseen.unwatched
+            sources.append(SourceHealth("changes", "", up=is_up, lost=unseen.lost))
             values["nftrace_log_bytes"] = kept.size_bytes
             values["nftrace_log_lag_seconds"] = kept.lag_s
         located = state.rung is not Rung.REASON

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from tracer.core.distinct import find_distinct
 from tracer.core.drops import Rung
 from tracer.daemon.namespaces import NamespaceWatch
 from tracer.daemon.naming import Namer
@@ -149,6 +150,10 @@ class Watch:
             self._hand_on(self._source, records, now_s)
         if self._event_log is not None:
             self._event_log.note_losses(self._source.losses(), now_s)
+            watched = self._namespaces.known.values()
+            if self._event_log.note_changes(watched, now_s, self._log):
+                # The first drop by a rule that is new shall have its name.
+                self._died, self._tables_due_s = True, now_s
         self._namer.turn(now_s)
         self._pace(read, now_s)
         if self._died and now_s >= self._tables_due_s:
@@ -160,7 +165,10 @@ class Watch:
         is_traced, known = self._settings.trace.enabled, self._namespaces.known
         if not is_traced and self._event_log is None:
             return
-        kinds, indexes = source.kinds_of(records)
+        # The few that differ are named, and the others are like them.
+        first, like = find_distinct(records["key"])
+        kinds, of_first = source.kinds_of(records[first])
+        indexes = of_first[like]
         if is_traced:
             self._namer.offer(kinds, indexes, records, known, now_s)
         if self._event_log is not None:

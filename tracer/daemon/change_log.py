@@ -1,0 +1,94 @@
+"""What changes on the machine, into the event log; rulesets' texts are kept by content."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final
+
+from tracer.core.log_rows import Loss
+from tracer.sources.changes import ChangeLosses, ChangeWatch
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from exporters.log import LogWriter
+    from tracer.core.log_rows import Change
+    from tracer.sources.netns import Netns
+
+__all__ = ["ChangeLog"]
+
+#: What was lost is told this often, if there was anything.
+_LOSSES_S: Final = 60.0
+_LOST: Final = ("overruns", "malformed", "left_out", "forgotten")
+
+
+class ChangeLog:
+    """Watches, and writes with the log's own writer."""
+
+    def __init__(self, writer: LogWriter) -> None:
+        self._writer = writer
+        self._watch = ChangeWatch()
+        self._watch.start()
+        self._namespaces: list[Netns] = []
+        self._is_read = False
+        self._lost = ChangeLosses()
+        self._lost_ns = time.time_ns()
+        self._due_s = 0.0
+
+    @property
+    def losses(self) -> ChangeLosses:
+        """What of the changes was not seen."""
+        return self._watch.losses
+
+    def turn(self, namespaces: Iterable[Netns], now_s: float, log: Any) -> bool:  # noqa: ANN401
+        """
+        Write what changed, and watch *namespaces* from now on; *log* is structlog's.
+
+        Tells whether rules are among what changed.
+        """
+        wanted = list(namespaces)
+        if wanted != self._namespaces:
+            self._namespaces = wanted
+            self._watch.watch(wanted)
+        if not self._is_read and self._watch.wait_read(wanted, 0.0):
+            self._is_read = True
+            log.info("rules_read", namespaces=len(wanted))
+        has_new_rules = self._write()
+        for name, why in self._watch.take_said():
+            log.warning("changes_unwatched", netns=name, why=why)
+        if now_s >= self._due_s:
+            self._due_s = now_s + _LOSSES_S
+            self._note_losses()
+        return has_new_rules
+
+    def _write(self) -> bool:
+        changes = [self._kept(change) for change in self._watch.take()]
+        self._writer.append_changes(changes)
+        return any(change.what == "ruleset" for change in changes)
+
+    def _kept(self, change: Change) -> Change:
+        if change.what != "ruleset":
+            return change
+        names = [
+            self._writer.store_text(text) if text else "" for text in (change.before, change.after)
+        ]
+        return replace(change, before=names[0], after=names[1])
+
+    def _note_losses(self) -> None:
+        losses, now_ns = self._watch.losses, time.time_ns()
+        more = {name: getattr(losses, name) - getattr(self._lost, name) for name in _LOST}
+        self._writer.append_losses(
+            [
+                Loss(now_ns, "changes", name, count, "changes", self._lost_ns, now_ns)
+                for name, count in more.items()
+                if count > 0
+            ]
+        )
+        self._lost, self._lost_ns = losses, now_ns
+
+    def close(self) -> None:
+        """Stop, and write what waits; harmless when repeated."""
+        self._watch.close()
+        self._write()
+        self._note_losses()
