@@ -11,8 +11,8 @@ import numpy as np
 from exporters.log.encode import read_stream
 from exporters.log.open_segment import OpenSegment
 from exporters.log.rulesets import store_text
-from exporters.log.sealer import Sealer
-from exporters.log.segments import list_segments
+from exporters.log.sealer import Sealer, sealing_paused
+from exporters.log.segments import list_segments, segment_bytes
 from tracer.core.log_rows import Loss
 from tracer.core.log_schema import TABLES
 
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 
 __all__ = ["LogDisk"]
 
-#: Unsealed segments at which drops are thinned as if the queue were half full, and full.
-_UNSEALED_SOME = 6
-_UNSEALED_MANY = 12
+#: Share of the log's size that unsealed segments, which are ten times as large as sealed
+#: ones, may take before drops are thinned as if the queue were half full.
+_UNSEALED_SHARE = 0.125
 #: A request that failed, as sealing on a full disk does, is asked again with the next roll
 #: or after so many looks.
 _RETRY_LOOKS = 25
@@ -52,19 +52,18 @@ class LogDisk:
         self._looks = 0
         self._losses: list[Loss] = []
         self._synced_s = 0.0
-        self._sealing = 0
+        self._unsealed: dict[str, int] = {}
 
     @property
     def unsealed(self) -> int:
         """Segments that wait to be sealed."""
-        return self._sealing + len(self._failed)
+        return len(self._unsealed)
 
     @property
     def pressure(self) -> float:
-        """How far sealing lags behind, from 0 to 1 and above."""
-        if self.unsealed < _UNSEALED_SOME:
-            return 0.0
-        return 0.5 if self.unsealed < _UNSEALED_MANY else 0.75
+        """How far sealing lags behind: from 0.5 on drops are to be thinned."""
+        allowed = self._options.size_bytes * _UNSEALED_SHARE
+        return 0.5 * sum(self._unsealed.values()) / allowed
 
     def recovered(self, now_ns: int) -> list[Loss]:
         """
@@ -72,15 +71,19 @@ class LogDisk:
 
         Returns what was found torn.
         """
-        listing = list_segments(self._directory)
-        lasts = [one.last for one in listing.sealed]
-        losses = []
-        for one in listing.open:
-            with contextlib.suppress(FileNotFoundError):
+        # An orphaned sealer may be at work: between two of its segments it waits for us.
+        with sealing_paused(self._directory):
+            listing = list_segments(self._directory)
+            lasts = [one.last for one in listing.sealed]
+            for one in listing.open:
                 read = read_stream(one.path)
                 lasts += [batch["ordinal"][-1].as_py() for batch in read.batches[-1:]]
                 lasts.append(one.first)
-            self._ask_seal(one.path.name)
+        losses = []
+        for one in listing.open:
+            # Asked for with the next round of what failed: a start need not wait for a process.
+            self._unsealed[one.path.name] = segment_bytes(one.path)
+            self._failed.append(one.path.name)
         self._next = max(lasts, default=-1) + 1
         self.acknowledged = self._next - 1
         if listing.open:
@@ -175,11 +178,12 @@ class LogDisk:
             name = answer.get("seal")
             if name is None:
                 continue
-            self._sealing -= 1
             if "failed" in answer:
                 self.trouble = answer["failed"]
                 self._failed.append(name)
-            elif answer["left_bytes"]:
+                continue
+            self._unsealed.pop(name, None)
+            if answer["left_bytes"]:
                 self._losses.append(
                     Loss(
                         0,
@@ -191,10 +195,13 @@ class LogDisk:
                     )
                 )
         self._looks += 1
-        if self._failed and self._looks % _RETRY_LOOKS == 0:
-            failed, self._failed = self._failed, []
-            for name in failed:
-                self._ask_seal(name)
+        if self._looks % _RETRY_LOOKS == 0:
+            self._ask_again()
+
+    def _ask_again(self) -> None:
+        failed, self._failed = self._failed, []
+        for name in failed:
+            self._ask_seal(name, self._unsealed.get(name, 0))
 
     def collect_losses(self, now_ns: int) -> list[Loss]:
         """Return what sealing found torn."""
@@ -212,19 +219,26 @@ class LogDisk:
                 total += path.stat().st_size
         return total
 
-    def close(self, timeout_s: float) -> None:
-        """Seal everything, for so long at most."""
+    @property
+    def has_settled(self) -> bool:
+        """Whether the start is over, and there is time for what can wait."""
+        return self._looks >= _RETRY_LOOKS
+
+    def close(self, now_ns: int, timeout_s: float) -> None:
+        """Seal everything and retire what is due, for so long at most."""
+        self._ask_again()
         for table in list(self._open):
             self._roll(table)
+        self.ask_retire(now_ns)
         self.sealer.close(timeout_s)
 
     def _roll(self, table: str) -> None:
         segment = self._open.pop(table)
         segment.close()
         if segment.size:
-            self._ask_seal(segment.path.name)
+            self._ask_seal(segment.path.name, segment.size)
         self.wants_retiring = True
 
-    def _ask_seal(self, name: str) -> None:
-        self._sealing += 1
+    def _ask_seal(self, name: str, size: int) -> None:
+        self._unsealed[name] = size
         self.sealer.ask({"seal": name})

@@ -33,6 +33,8 @@ WORDS_MAX = 1 << 16
 _WORD = pa.dictionary(pa.uint16(), pa.utf8())
 _TYPES = {Kind.WORD: _WORD, Kind.TEXT: pa.utf8(), Kind.BYTES: pa.binary()}
 _CRC = b"crc"
+#: Every message of a stream begins with it.
+_MARK = b"\xff\xff\xff\xff"
 #: What Arrow says of a message that goes on behind the end of the file.
 _TORN = re.compile(r"it is empty|only \d+ bytes available|[Ee]xpected to (be able to )?read")
 
@@ -202,6 +204,9 @@ def read_stream(path: Path) -> StreamRead:
         # Not mapped: the writer may cut a torn tail off while we read, and a mapping of what
         # is gone ends the process.
         with pa.OSFile(str(path)) as source:
+            if not _MARK.startswith(source.read(len(_MARK))):
+                return StreamRead((), None, "it is no stream")
+            source.seek(0)
             reader = pa.ipc.open_stream(source)
             schema = reader.schema
             while True:

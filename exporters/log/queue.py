@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
@@ -143,7 +143,9 @@ class Queue:
         self._phase = (self._phase + item.rows) % one_in
         self._leave_out(item.table, item.rows - len(kept), now_ns, is_weighed=True)
         columns = dict(pick(item.columns, kept))
-        weight = np.asarray(columns.get("weight", 1), np.uint64) * np.uint64(one_in)
+        weights: Any = columns.get("weight", 1)
+        weight = np.broadcast_to(weights, len(kept)).astype(np.uint64)
+        weight *= np.uint64(one_in)
         columns["weight"] = np.minimum(weight, 0xFFFF_FFFF).astype(np.uint32)
         return Item(item.table, columns, len(kept))
 

@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import os
 import re
+import zlib
 from typing import TYPE_CHECKING
 
 from exporters.log.options import DIRECTORY_MODE, give_to_group, open_new
@@ -16,8 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["content_name", "read_text", "store_text"]
 
 _NAME = re.compile("[0-9a-f]{64}")
-#: A ruleset is a few megabytes at most; a file that unfolds to more is none of ours.
-_TEXT_BYTES = 256 << 20
+_PIECE = 1 << 20
 
 
 def content_name(text: str) -> str:
@@ -64,10 +64,10 @@ def read_text(log: Path, name: str) -> str | None:
     path = log / "rulesets" / f"{name}.gz"
     try:
         with gzip.open(path) as file:
-            content = file.read(_TEXT_BYTES)
+            content = b"".join(iter(lambda: file.read(_PIECE), b""))
     except FileNotFoundError:
         return None
-    except (OSError, EOFError) as exc:
+    except (OSError, EOFError, zlib.error) as exc:
         raise ValueError(f"{path.name}: {exc}") from exc
     if hashlib.sha256(content).hexdigest() != name:
         raise ValueError(f"{path.name} is not the text that was stored")

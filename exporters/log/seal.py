@@ -10,12 +10,11 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from exporters.log.encode import read_stream
 from exporters.log.options import open_new
-from exporters.log.segments import Open, Sealed, list_segments
+from exporters.log.segments import Open, Sealed, list_segments, segment_bytes
 from tracer.core.log_schema import TABLES, Kind
 
 if TYPE_CHECKING:
@@ -59,31 +58,24 @@ def seal(segment: Open, group: str) -> SealResult:
     except FileNotFoundError:
         return SealResult(None, 0, why="another sealed it")
     if not read.batches:
+        left = 0 if read.why is None else segment_bytes(segment.path)
         if read.why is None or read.is_torn:
             segment.path.unlink()
         else:
             segment.path.rename(segment.path.with_suffix(".damaged"))
-        return SealResult(None, 0, segment_bytes(segment), read.why)
+        return SealResult(None, 0, left, read.why)
     table = pa.Table.from_batches(read.batches).unify_dictionaries()
-    left = segment_bytes(segment) - _stream_bytes(segment, read.why)
+    left = segment_bytes(segment.path) - _stream_bytes(segment, read.why)
     sealed = _write(segment, table, group)
     segment.path.unlink()
     _sync_directory(segment.path.parent)
     return SealResult(sealed.name, table.num_rows, left, read.why)
 
 
-def segment_bytes(segment: Open) -> int:
-    """Return the file's size, 0 where it is gone."""
-    try:
-        return segment.path.stat().st_size
-    except FileNotFoundError:
-        return 0
-
-
 def _stream_bytes(segment: Open, why: str | None) -> int:
     """Return how much of the file was read: all, or up to the tear."""
     if why is None:
-        return segment_bytes(segment)
+        return segment_bytes(segment.path)
     at = 0
     with pa.OSFile(str(segment.path)) as source:
         messages = pa.ipc.MessageReader.open_stream(source)
@@ -105,13 +97,13 @@ def _write(segment: Open, table: Any, group: str) -> Sealed:  # noqa: ANN401 - a
             _write_parquet(file, segment.table, table)
             file.flush()
             os.fsync(file.fileno())
-        times = pc.min_max(table["time_ns"]).as_py()
+        times = table["time_ns"].to_numpy()
         sealed = Sealed(
             table=segment.table,
             first=segment.first,
             last=table["ordinal"][-1].as_py(),
-            begin_ns=max(times["min"], 0),
-            end_ns=max(times["max"], 0),
+            begin_ns=max(int(times.min()), 0),
+            end_ns=max(int(times.max()), 0),
             crc=crc_of(temporary),
             path=directory,
         )
@@ -169,8 +161,8 @@ def retire(directory: Path, keep_s: float, size_bytes: int, now_ns: int) -> list
     listing = list_segments(directory)
     gone = [one for one in listing.sealed if one.end_ns < oldest_ns]
     left = sorted((one for one in listing.sealed if one.end_ns >= oldest_ns), key=_age)
-    sizes = {one: size for one in left if (size := _size(one.path)) is not None}
-    total = sum(sizes.values()) + sum(segment_bytes(one) for one in listing.open)
+    sizes = {one: segment_bytes(one.path) for one in left}
+    total = sum(sizes.values()) + sum(segment_bytes(one.path) for one in listing.open)
     for table, share in _SHARES.items():
         gone += _over(sizes, [one for one in left if one.table == table], int(share * size_bytes))
     total -= sum(sizes.get(one, 0) for one in gone)
@@ -217,10 +209,3 @@ def remove_leftovers(directory: Path) -> None:
 
 def _age(one: Sealed) -> int:
     return one.first
-
-
-def _size(path: Path) -> int | None:
-    try:
-        return path.stat().st_size
-    except FileNotFoundError:
-        return None

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-__all__ = ["Sealer", "main"]
+__all__ = ["Sealer", "main", "sealing_paused"]
 
 _NICE = 10
 _COMMAND = "from exporters.log.sealer import main; main()"
@@ -108,6 +108,23 @@ class Sealer:
                 self._process.stdin.write(line)
 
 
+@contextlib.contextmanager
+def sealing_paused(directory: Path) -> Iterator[None]:
+    """
+    Let nobody else seal or retire in the folder meanwhile.
+
+    There may be two who would: the sealer of a writer that was killed does what it was
+    asked, while the next writer's begins.
+    Errors: OSError.
+    """
+    lock = os.open(directory / "sealer.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)
+
+
 def main() -> None:
     """Answer requests until there are no more."""
     import signal  # noqa: PLC0415 - the writer's side needs none of these
@@ -118,21 +135,17 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.nice(_NICE)
     directory, group = Path(sys.argv[1]), sys.argv[2]
-    lock = os.open(directory / "sealer.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
     for line in sys.stdin.buffer:
         request = json.loads(line)
-        # One at a time in a folder: after a SIGKILL of the writer its sealer may be at work.
-        fcntl.flock(lock, fcntl.LOCK_EX)
         try:
-            remove_leftovers(directory)
-            if "seal" in request:
-                answer = _seal(directory, request["seal"], group)
-            else:
-                answer = {"retired": retire(directory, **request["retire"])}
+            with sealing_paused(directory):
+                remove_leftovers(directory)
+                if "seal" in request:
+                    answer = _seal(directory, request["seal"], group)
+                else:
+                    answer = {"retired": retire(directory, **request["retire"])}
         except OSError as exc:
             answer = {**request, "failed": str(exc)}
-        finally:
-            fcntl.flock(lock, fcntl.LOCK_UN)
         try:
             sys.stdout.buffer.write(json.dumps(answer).encode() + b"\n")
             sys.stdout.buffer.flush()

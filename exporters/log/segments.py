@@ -20,7 +20,15 @@ from tracer.errors import OutputError
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["IGNORED", "Listing", "Open", "Sealed", "list_segments", "open_name"]
+__all__ = [
+    "IGNORED",
+    "Listing",
+    "Open",
+    "Sealed",
+    "list_segments",
+    "open_name",
+    "segment_bytes",
+]
 
 _OPEN: Final = re.compile(r"([a-z]+)-([0-9a-f]{16})\.arrows")
 _SEALED: Final = re.compile(
@@ -74,6 +82,14 @@ class Listing:
 def open_name(table: str, first: int) -> str:
     """Return the name of the open segment whose first row has the ordinal *first*."""
     return f"{table}-{first:016x}.arrows"
+
+
+def segment_bytes(path: Path) -> int:
+    """Return the file's size, 0 where it is gone."""
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
 
 
 def list_segments(directory: Path) -> Listing:

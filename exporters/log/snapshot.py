@@ -72,8 +72,8 @@ class Snapshot:
         times = [(one.begin_ns, one.end_ns) for one in self._listing.sealed]
         for table in {one.table for one in self._listing.open}:
             for found in self.open(table):
-                ends = pa.compute.min_max(found["time_ns"]).as_py()
-                times.append((ends["min"], ends["max"]))
+                stamps = found["time_ns"].to_numpy()
+                times.append((int(stamps.min()), int(stamps.max())))
         if not times:
             return None
         return min(begin for begin, _ in times), max(end for _, end in times)
@@ -91,10 +91,18 @@ class Snapshot:
                     yield one.path, columns
 
     def open(self, table: str) -> list[Any]:
-        """Return what the table's open segments hold, as pyarrow tables with rows."""
+        """Return what the table's open segments hold, a pyarrow table for each set of columns."""
         if table not in self._opened:
-            found = [self._read(one) for one in self._listing.open if one.table == table]
-            self._opened[table] = [one for one in found if one is not None]
+            groups: dict[tuple[str, ...], list[Any]] = {}
+            for one in self._listing.open:
+                found = self._read(one) if one.table == table else None
+                if found is not None:
+                    groups.setdefault(tuple(found.column_names), []).append(found)
+            # While sealing lags behind there are many: one to query for each set of columns.
+            self._opened[table] = [
+                pa.concat_tables(group, promote_options="permissive").unify_dictionaries()
+                for group in groups.values()
+            ]
         return self._opened[table]
 
     def _check(self, one: Sealed) -> tuple[str, ...] | None:
@@ -119,8 +127,7 @@ class Snapshot:
         except (OSError, pa.ArrowException) as exc:
             self.note(name, "damaged", f"{' '.join(str(exc).split())[:200]}; {rest}")
             return None
-        self._note_version(name, schema)
-        return tuple(schema.names)
+        return tuple(schema.names) if self._is_ours(name, one.table, schema) else None
 
     def _read(self, one: Open) -> Any:  # noqa: ANN401 - a pyarrow table or None
         try:
@@ -134,10 +141,9 @@ class Snapshot:
         if read.why is not None:
             kind = "torn" if read.is_torn else "damaged"
             self.note(one.path.name, kind, f"told up to where it is not whole: {read.why}")
-        if not read.batches:
+        if not read.batches or not self._is_ours(one.path.name, one.table, read.schema):
             return None
-        self._note_version(one.path.name, read.schema)
-        return pa.Table.from_batches(read.batches).unify_dictionaries()
+        return pa.Table.from_batches(read.batches)
 
     def _reread(self, one: Open) -> Any:  # noqa: ANN401 - a pyarrow table or None
         for now in list_segments(one.path.parent).sealed:
@@ -145,11 +151,16 @@ class Snapshot:
                 return pq.read_table(now.path)
         return None
 
-    def _note_version(self, name: str, schema: Any) -> None:  # noqa: ANN401 - pyarrow
-        said = (schema.metadata or {}).get(b"nftrace.version", b"0")
+    def _is_ours(self, name: str, table: str, schema: Any) -> bool:  # noqa: ANN401 - pyarrow
+        metadata = schema.metadata or {}
+        if metadata.get(b"nftrace.table") != table.encode():
+            self.note(name, "foreign", f"it is named as {table}, and holds something else")
+            return False
+        said = metadata.get(b"nftrace.version", b"0")
         if said.isdigit() and int(said) > VERSION:
             what = f"version {int(said)} of the log, this nftrace knows {VERSION}"
             self.note(name, "newer", what)
+        return True
 
 
 def _overlaps(one: Sealed, selection: Selection) -> bool:

@@ -11,6 +11,7 @@ was left out is a row in `losses`.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import threading
@@ -46,6 +47,8 @@ _TURN_S = 0.2
 #: Rows of one batch: larger ones take longer between two looks at the queue.
 _BATCH_ROWS = 1 << 17
 _RETIRE_S = 60.0
+_LOCK_TRIES = 100
+_LOCK_WAIT_S = 0.01
 #: Rulesets remembered to be said again: two in each of 500 namespaces.
 _IN_FORCE = 1024
 
@@ -101,7 +104,7 @@ class LogWriter:
         self._in_force: dict[tuple[str, str, str], Change] = {}
         self._texts: dict[str, str] = {}
         self._texts_lock = threading.Lock()
-        self._thinned = self._left_out = self._invalid = 0
+        self._thinned = self._left_out = self._invalid = self._invalid_told = 0
         self._stuck_since_ns: int | None = None
         self._retired_ns = self._restated_ns = self._clock.monotonic_ns()
         for loss in self._disk.recovered(self._clock.wall_ns()):
@@ -193,7 +196,7 @@ class LogWriter:
         self._thread.join(timeout_s)
         if self._lock_file >= 0:
             if not self._thread.is_alive():
-                self._disk.close(timeout_s)
+                self._disk.close(self._clock.wall_ns(), timeout_s)
             os.close(self._lock_file)
             self._lock_file = -1
 
@@ -297,6 +300,9 @@ class LogWriter:
                 Loss(now_ns, "log", what, one.count, one.table, one.since_ns, one.until_ns)
             )
         losses += self._disk.collect_losses(now_ns)
+        if self._invalid > self._invalid_told:
+            losses.append(Loss(now_ns, "log", "invalid", self._invalid - self._invalid_told))
+            self._invalid_told = self._invalid
         if losses:
             columns = {**_as_columns(losses), "host": self._host}
             self._disk.encode("losses", columns, len(losses), self._clock)
@@ -306,7 +312,8 @@ class LogWriter:
         self._disk.collect()
         self._queue.pressure = self._disk.pressure
         self._disk.roll_aged(now_ns / 1e9)
-        if now_ns - self._retired_ns >= _RETIRE_S * 1e9 or self._disk.wants_retiring:
+        is_wanted = self._disk.wants_retiring and self._disk.has_settled
+        if is_wanted or now_ns - self._retired_ns >= _RETIRE_S * 1e9:
             self._retired_ns = now_ns
             self._disk.ask_retire(self._clock.wall_ns())
         if now_ns - self._restated_ns >= self._options.restate_s * 1e9:
@@ -336,13 +343,17 @@ def _lock(directory: Path, group: str) -> int:
     except OSError as exc:
         message = f"the log {directory} cannot be written ({exc.strerror})"
         raise OutputError(message, "name a folder that can be") from exc
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as exc:
-        os.close(file)
-        message = f"another nftrace writes the log {directory}"
-        raise OutputError(message, "end it first, or name another folder") from exc
-    return file
+    pause = threading.Event()
+    for _ in range(_LOCK_TRIES):
+        # What a killed writer was about to start holds its lock until it has become another
+        # program, a moment later.
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return file
+        pause.wait(_LOCK_WAIT_S)
+    os.close(file)
+    message = f"another nftrace writes the log {directory}"
+    raise OutputError(message, "end it first, or name another folder")
 
 
 def _as_columns(rows: Sequence[Change] | Sequence[Loss]) -> dict[str, Any]:
