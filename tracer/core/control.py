@@ -51,7 +51,6 @@ _WORDS: dict[str, dict[str, str]] = {
         "output": "text",
     },
     "drops": {
-        **dict.fromkeys(("src", "dst", "sport", "dport", "proto"), "text"),
         **dict.fromkeys(("reason", "table", "chain", "hook", "sort", "output"), "text"),
         **dict.fromkeys(("src", "dst", "sport", "dport", "proto"), "text"),
         **dict.fromkeys(("interval", "timeout"), "number"),
