@@ -9,8 +9,9 @@ from tests.core.trace_kernel import RULESETS, Header, Said, batch_of
 from tracer.core.journey import Verdict
 from tracer.core.legacy_walk import LegacyWalk
 from tracer.core.overlaps import MAX_ALIKE, take_apart
+from tracer.core.resolve import ResolvedStep
 from tracer.core.ruleset import Rule
-from tracer.core.step_book import ResolvedStep, StepBook
+from tracer.core.step_book import StepBook
 from tracer.core.trace_steps import StepTable, TraceStep
 
 NEVER = 1 << 62

@@ -14,7 +14,7 @@ from tracer.core.step_book import NO_RANK, StepBook
 from tracer.core.trace_steps import StepTable, TraceStep
 
 if TYPE_CHECKING:
-    from tracer.core.step_book import ResolvedStep
+    from tracer.core.resolve import ResolvedStep
 
 DROP, ACCEPT, QUEUE = 0, 1, 3
 V = Verdict

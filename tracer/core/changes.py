@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from tracer.core.journey import Change
-    from tracer.core.step_book import ResolvedStep
+    from tracer.core.resolve import ResolvedStep
 
 __all__ = ["NO_STEP", "changed_events", "find_changes"]
 

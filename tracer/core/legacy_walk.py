@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from tracer.core.journey import Verdict
 
 if TYPE_CHECKING:
-    from tracer.core.step_book import ResolvedStep
+    from tracer.core.resolve import ResolvedStep
 
 __all__ = ["LegacyWalk"]
 

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
     from tracer.core.assemble import Journeys
     from tracer.core.journey import Change
-    from tracer.core.step_book import ResolvedStep, StepBook
+    from tracer.core.resolve import ResolvedStep
+    from tracer.core.step_book import StepBook
 
 __all__ = ["MAX_PATHS", "Path", "PathBook"]
 
