@@ -97,6 +97,9 @@ def _state() -> list[tuple[int, Json]]:
 
 
 def _events() -> list[tuple[int, Json]]:
+    # It has no series where that never was.
+    read = f"on (instance, netns) 0 * nftrace_ruleset_read_seconds{_HOST}"
+    unresolved = f"{_rate('nftrace_drops_unresolved_total')} or {read}"
     return [
         (8, time_series("Events", [query(_rate("nftrace_events_total"), _BY_SOURCE)], unit="eps")),
         (
@@ -105,7 +108,7 @@ def _events() -> list[tuple[int, Json]]:
                 "Lost",
                 [
                     query(_rate("nftrace_events_lost_total"), f"events {_BY_SOURCE}"),
-                    query(_rate("nftrace_drops_unresolved_total"), f"names of rules {_BY_NETNS}"),
+                    query(unresolved, f"names of rules {_BY_NETNS}"),
                 ],
                 unit="eps",
             ),

@@ -26,11 +26,16 @@ _VARIABLE = re.compile(r"label_values\((.*), (\w+)\)|query_result\((.*)\)")
 
 
 class Asked(NamedTuple):
-    """An expression, where it stands, and the labels that its legend or columns name."""
+    """
+    An expression, where it stands, and the labels that its legend or columns name.
+
+    *over_time*: it is asked for each moment of a range.
+    """
 
     where: str
     expr: str
     named: frozenset[str] = frozenset()
+    over_time: bool = False
 
 
 def put_in(text: str, **values: str) -> str:
@@ -54,7 +59,7 @@ def asked_by_dashboards(**values: str) -> Iterator[Asked]:
             for target in panel["targets"]:
                 legend = frozenset(re.findall(r"{{(\w+)}}", target["legendFormat"]))
                 where = f"{title}: {panel['title']} {target['refId']}"
-                yield Asked(where, put_in(target["expr"], **values), legend)
+                yield Asked(where, put_in(target["expr"], **values), legend, target["range"])
         for one in dashboard["templating"]["list"]:
             if one["type"] == "query":
                 found = _VARIABLE.fullmatch(one["query"]["query"])
@@ -62,7 +67,8 @@ def asked_by_dashboards(**values: str) -> Iterator[Asked]:
                 expr = put_in(found[1] or found[3], **values)
                 yield Asked(f"{title}: ${one['name']}", expr, frozenset({found[2]} - {None}))
         for note in dashboard["annotations"]["list"]:
-            yield Asked(f"{title}: {note['name']}", put_in(note["expr"], **values))
+            name, expr = f"{title}: {note['name']}", put_in(note["expr"], **values)
+            yield Asked(name, expr, over_time=True)
 
 
 def asked_by_alerts() -> Iterator[Asked]:

@@ -158,6 +158,10 @@ class Services:
         except urllib.error.HTTPError as exc:
             raise KernelRefusedError(f"prometheus: {exc.read().decode()}") from exc
 
+    def end_daemon(self) -> None:
+        """End the daemon in order; its metrics are gone then."""
+        _end(self._running["nftrace daemon"])
+
     def wait_for_answer(self, name: str, url: str, timeout_s: float) -> None:
         """Wait until *url* answers; KernelRefusedError where its process ends instead."""
 

@@ -1,0 +1,203 @@
+"""
+A real Prometheus scrapes a real daemon over real drops: numbers, dashboards, alerts.
+
+The story is told once: packets die at a rule in mangle, at a rule that never dropped, at a
+policy and for want of a route, a ruleset is loaded anew, the daemon ends. The tests look
+at what Prometheus had to say of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import time
+import urllib.parse
+import urllib.request
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import pytest
+
+from dashboards.alerts.table import Pace, make_alerts
+from dashboards.alerts.write import render_prometheus
+from tests.dashboards.expressions import asked_by_dashboards
+from tests.kernel import nets
+from tracer.demo.lab import PUBLIC, Backend, Lab
+from tracer.demo.services import PROMETHEUS, Services, wait_for
+from tracer.errors import KernelRefusedError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.dashboards.expressions import Asked
+
+CHAIN = "FIREWALL_172.17.21.105"
+AT_PORT_9 = "-A PREROUTING -p udp -m udp --dport 9 -j DROP"
+#: As the alerts are, in seconds instead of minutes and hours.
+PACE = Pace(window="10s", fresh="15s", quiet="20s", past="30s", wait="0s")
+SYNS, AT_NEW_RULE, AT_POLICY, WITHOUT_ROUTE = 3, 23, 5, 17
+WATCHED = ("vr1", "vr2", "inet")
+_PACKETS = 'nftrace_rule_packets_total{source="counter", verdict=~"drop|reject"}'
+_WITHIN_S = 60.0
+
+
+@dataclass
+class Story:
+    """What Prometheus told, and what the firewall's own tools did."""
+
+    told: dict[tuple[str, str], int] = field(default_factory=dict)
+    saved: dict[tuple[str, str], int] = field(default_factory=dict)
+    policies: dict[str, int] = field(default_factory=dict)
+    reasons: dict[str, int] = field(default_factory=dict)
+    empty: list[str] = field(default_factory=list)
+    fired: dict[str, list[dict[str, str]]] = field(default_factory=dict)
+
+
+@pytest.fixture(scope="module")
+def story(
+    private_machine: nets.Outside, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Story]:
+    """Let it happen, in about half a minute."""
+    del private_machine
+    folder = tmp_path_factory.mktemp("watch")
+    rules = folder / "rules.yml"
+    rules.write_text(render_prometheus(make_alerts(PACE)), encoding="utf-8")
+    with Lab(Backend.NFT) as lab, Services(folder) as services:
+        _prepare()
+        services.start_daemon(WATCHED)
+        services.start_prometheus(rules, "router")
+        _wait_until(services, f"nftrace_build_info offset {PACE.fresh}")
+        made = Story()
+        _kill_packets(lab)
+        _count(made, lab, services)
+        _load_anew(lab, services)
+        _look_at_dashboards(made, services)
+        services.end_daemon()
+        _collect_alerts(made, services)
+        yield made
+
+
+def _prepare() -> None:
+    nets.route("inet", "172.17.21.200/32", "via", PUBLIC)
+    drop = f"-t raw -I {AT_PORT_9.removeprefix('-A ')}"
+    nets.ip_netns_exec("vr1", "iptables-nft", *drop.split())
+
+
+def _kill_packets(lab: Lab) -> None:
+    pending = lab.start_attempt()
+    nets.send_udp("client", PUBLIC, 9, AT_NEW_RULE)
+    nets.send_udp("inet", "172.17.21.200", 53, AT_POLICY)
+    nets.send_udp("client", "192.0.2.1", 53, WITHOUT_ROUTE)
+    assert nets.wait_until(pending.is_over, 10, "the end of the attempt")
+
+
+def _wait_until(services: Services, expr: str) -> None:
+    wait_for(expr, _WITHIN_S, lambda: services.ask(expr) or None)
+
+
+def _count(made: Story, lab: Lab, services: Services) -> None:
+    named = f"{_PACKETS} * on (netns, table, chain, rule_id) group_left (text) nftrace_rule_info"
+    _wait_until(services, f"sum({_PACKETS}) == {SYNS + AT_NEW_RULE}")
+    made.told = {
+        (one["metric"]["netns"], one["metric"]["text"]): int(one["value"][1])
+        for one in services.ask(named)
+    }
+    for router in ("vr1", "vr2"):
+        lines = lab.rules(router, counters=True).splitlines()
+        found = [re.fullmatch(r"\[(\d+):\d+\] (-A .* -j DROP)", line) for line in lines]
+        made.saved |= {(router, one[2]): int(one[1]) for one in found if one is not None}
+    # What eBPF counted is scraped by the same scrape, or by the next.
+    _wait_until(services, f"sum(nftrace_policy_drops_total) == {AT_POLICY}")
+    made.policies = _by(services, "netns", "nftrace_policy_drops_total")
+    made.reasons = _by(services, "netns", 'nftrace_drops_total{reason="IP_INNOROUTES"}')
+
+
+def _by(services: Services, label: str, metric: str) -> dict[str, int]:
+    rows = services.ask(f"sum by ({label}) ({metric}) > 0")
+    return {one["metric"][label]: int(float(one["value"][1])) for one in rows}
+
+
+def _load_anew(lab: Lab, services: Services) -> None:
+    nets.load_rules("vr2", "nft", lab.rules("vr2"))
+    _wait_until(services, "nftrace_ruleset_changes_total > 0")
+
+
+def _look_at_dashboards(made: Story, services: Services) -> None:
+    (rule,) = services.ask(f'nftrace_rule_info{{chain="{CHAIN}"}}')
+    # Grafana's rate interval is four scrapes; on a busy machine some of them are late.
+    chosen = {"rule": rule["metric"]["rule_id"], "__rate_interval": "10s"}
+    asked = list(asked_by_dashboards(**chosen))
+
+    def is_answered() -> bool | None:
+        asked[:] = [one for one in asked if not _answer(services, one)]
+        return True if not asked else None
+
+    # What began with the last scrape has a rate with the next.
+    with contextlib.suppress(KernelRefusedError):
+        wait_for("an answer to every expression", 20, is_answered)
+    made.empty = [one.where for one in asked]
+
+
+def _answer(services: Services, asked: Asked) -> list[object]:
+    """Return Prometheus' answer, for now or for each second of the last two minutes."""
+    if not asked.over_time:
+        return list(services.ask(asked.expr))
+    now_s = time.time()
+    words = {"query": asked.expr, "start": now_s - 120, "end": now_s, "step": 1}
+    url = f"http://{PROMETHEUS}/api/v1/query_range?{urllib.parse.urlencode(words)}"
+    with urllib.request.urlopen(url, timeout=20) as answer:
+        return list(json.load(answer)["data"]["result"])
+
+
+def _collect_alerts(made: Story, services: Services) -> None:
+    _wait_until(services, 'ALERTS{alertname="NftraceDown", alertstate="firing"}')
+    for one in services.ask('max_over_time(ALERTS{alertstate="firing"}[5m])'):
+        labels = one["metric"]
+        made.fired.setdefault(labels["alertname"], []).append(labels)
+
+
+def test_prometheus_has_the_numbers_of_iptables_save(story: Story) -> None:
+    """Each dropping rule's packets, by namespace and text, are those of iptables-save -c."""
+    assert story.saved == story.told
+    assert sorted(story.saved.values()) == [SYNS, AT_NEW_RULE]
+
+
+def test_prometheus_has_the_numbers_of_what_was_sent(story: Story) -> None:
+    """Packets that a policy and the routing dropped are as many as were sent there."""
+    assert story.policies == {"vr1": AT_POLICY}
+    assert story.reasons == {"inet": WITHOUT_ROUTE}
+
+
+def test_every_expression_of_the_dashboards_has_an_answer(story: Story) -> None:
+    """No panel, variable or annotation is empty once there were drops and a new ruleset."""
+    assert "" == "; ".join(story.empty)
+
+
+@pytest.mark.parametrize(
+    ("alert", "labels"),
+    [
+        (
+            "NftraceUnexpectedDropInMangle",
+            {"netns": "vr2", "table": "mangle", "chain": CHAIN, "text": f"-A {CHAIN} -j DROP"},
+        ),
+        (
+            "NftraceNewDroppingRule",
+            {
+                "netns": "vr1",
+                "table": "raw",
+                "rule": "1",
+                "text": AT_PORT_9,
+            },
+        ),
+        ("NftraceDropRateFarAbovePast", {"netns": "vr1", "table": "raw", "chain": "PREROUTING"}),
+        ("NftracePolicyDrops", {"netns": "vr1", "table": "filter", "chain": "FORWARD"}),
+        ("NftraceDropsOutsideNetfilterRose", {"netns": "inet", "reason": "IP_INNOROUTES"}),
+        ("NftraceDown", {}),
+    ],
+)
+def test_an_alert_fires_by_real_packets(story: Story, alert: str, labels: dict[str, str]) -> None:
+    """What was dropped, or that nobody watched any more, fires the alert with its place."""
+    wanted = {"instance": "router", **labels}
+
+    assert any(wanted.items() <= fired.items() for fired in story.fired.get(alert, []))
