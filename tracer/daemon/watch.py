@@ -25,6 +25,8 @@ from tracer.daemon.naming import Namer
 from tracer.sources.drops import DropSource, Mode
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import numpy.typing as npt
 
     from tracer.core.drops import DropCount
@@ -79,6 +81,7 @@ class Watch:
         self._event_log: EventLog | None = None
         self._pool = ThreadPoolExecutor(2, "ruleset")
         self._namer = self._new_namer()
+        self.on_new_rules: Callable[[], None] = lambda: None
         self._turns = 0
         self._busy_s = 0.0
         self._recorded = 0
@@ -154,6 +157,7 @@ class Watch:
             if self._event_log.note_changes(watched, now_s, self._log):
                 # The first drop by a rule that is new shall have its name.
                 self._died, self._tables_due_s = True, now_s
+                self.on_new_rules()
         self._namer.turn(now_s)
         self._pace(read, now_s)
         if self._died and now_s >= self._tables_due_s:

@@ -40,6 +40,8 @@ def read_who(pid: int, process: str = "") -> Who:
     """
     if pid <= 0:
         return Who(0, process)
+    # The command line first: it is gone before the process is.
+    own = _read_command(pid)
     name, parent = _read_stat(pid)
     parents: list[str] = []
     while parent > 1 and len(parents) < _PARENTS_MAX:
@@ -47,7 +49,7 @@ def read_who(pid: int, process: str = "") -> Who:
         if command:
             parents.append(command)
         _, parent = _read_stat(parent)
-    return Who(pid, process or name, _read_command(pid), tuple(parents))
+    return Who(pid, process or name, own, tuple(parents))
 
 
 def _read_stat(pid: int) -> tuple[str, int]:
