@@ -23,6 +23,7 @@ from tracer.daemon.messages import Messages
 from tracer.daemon.notify import Notifier
 from tracer.daemon.privileges import NEEDED, keep_capabilities
 from tracer.daemon.readings import DaemonReadings, TotalsFile
+from tracer.daemon.refresher import Refresher
 from tracer.daemon.settings import Settings
 from tracer.daemon.settings_file import read_settings
 from tracer.daemon.watch import Watch
@@ -119,6 +120,10 @@ class Daemon:
             event_log = self._event_log = self._open_log(watch)
             self._readings = DaemonReadings(watch, self._messages, control, event_log)
             self._serve(stack)
+            refresher = Refresher(self._exporter.refresh)
+            stack.callback(refresher.stop)
+            refresher.start()
+            watch.on_new_rules = refresher.want
             if control is not None:
                 control.start()
             self._notifier.ready()
