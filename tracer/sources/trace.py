@@ -19,8 +19,6 @@ from __future__ import annotations
 import time
 from collections import deque
 from dataclasses import dataclass
-from pathlib import Path as FilePath
-from socket import if_indextoname
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -33,8 +31,10 @@ from tracer.core.events import EVENT, LEGACY, PACKET, TraceBatch
 from tracer.core.paths import PathBook
 from tracer.core.step_book import StepBook
 from tracer.errors import NftraceError
+from tracer.sources.legacy_watch import LegacyWatch
 from tracer.sources.netns import Netns, entered
-from tracer.sources.ruleset import LegacyFingerprint, RulesetRead, read_generation, read_ruleset
+from tracer.sources.netns_names import NamespaceNames
+from tracer.sources.ruleset import RulesetRead, read_generation, read_ruleset
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -57,15 +57,11 @@ MAX_WAITING_EVENTS = 1_000_000
 #: Different reasons why a ruleset could not be read that are kept for the summary.
 _ERRORS_KEPT = 16
 
-_POLL_NS = 10_000_000  # a legacy table's fingerprint is this old at most, unless it is large
-_POLL_SHARE = 20  # …when taking it may cost a twentieth of the time
-_APPEAR_NS = 50_000_000  # where there is none, it is looked for so often
 #: Later than every generation (32 bits): no reading that was asked for earlier reaches it.
 _UNKNOWN = 1 << 32
 
 _SHOWN = 64  # bytes of a malformed message: all its headers and its first attributes
 _DRAINED = 256  # batches, a million messages: more than the socket's buffer holds
-_LISTENERS_NS = 100_000_000
 
 _NOTHING = TraceBatch(np.zeros(0, EVENT), np.zeros(0, PACKET))
 
@@ -137,14 +133,9 @@ class NamespaceTrace:
         self._generations: dict[int, int] = {0: _UNKNOWN}
         self._reading: Future[RulesetRead] | None = None
         self._reading_for = 0
-        self._fingerprint = read.legacy
-        self._families = {family for family, _ in read.legacy.tables}
-        self._hear = hear
+        self._legacy = LegacyWatch(self.namespace, read.legacy, hear)
         self._look = look
-        self._polled_ns = 0
-        self._poll_ns = _POLL_NS if self._families else _APPEAR_NS
-        self._devices: dict[int, str] = {}
-        self._listeners: tuple[int, frozenset[int]] = (0, frozenset())
+        self._names = NamespaceNames(self.namespace)
         self._use(StepBook(self._decoder.table, read.ruleset))
 
     @property
@@ -179,7 +170,8 @@ class NamespaceTrace:
     def advance(self) -> list[Told]:
         """Do what does not need a message: finished readings, the legacy poll, the quiet."""
         taken_ns = time.monotonic_ns()
-        self._poll_legacy(taken_ns)
+        if self._reading is None and self._legacy.is_due(taken_ns):
+            self._look_at_legacy()
         told = self._collect_reading()
         if self._look is not None:
             self._look(self._read.ruleset)
@@ -193,7 +185,7 @@ class NamespaceTrace:
 
     def finish(self) -> list[Told]:
         """Return what is still open; the socket has been read to its end."""
-        self._fingerprint_now()
+        self._look_at_legacy()
         told = []
         while self._reading is not None:
             told += self._install(self._reading)
@@ -207,17 +199,7 @@ class NamespaceTrace:
 
     def device(self, index: int) -> str | None:
         """Return the name of the device with this index, `#N` once it is gone, None for 0."""
-        if index == 0:
-            return None
-        name = self._devices.get(index)
-        if name is None:
-            with entered(self.namespace):
-                try:
-                    name = if_indextoname(index)
-                except OSError:
-                    name = f"#{index}"
-            self._devices[index] = name
-        return name
+        return self._names.device(index)
 
     def _take(self, received: Received) -> None:
         start, goes_on = 0, False
@@ -271,7 +253,7 @@ class NamespaceTrace:
         if one.by > self._version:
             return False
         # A legacy event is told when a fingerprint that is younger found no change.
-        return not one.legacy or (one.taken_ns < self._polled_ns and self._reading is None)
+        return not one.legacy or (one.taken_ns < self._legacy.looked_ns and self._reading is None)
 
     def _assemble_next(self) -> list[Told]:
         one = self._waiting.popleft()
@@ -325,7 +307,7 @@ class NamespaceTrace:
             return []
         before, version = self._read.ruleset, self._reading_for
         told = []
-        changed = read.legacy.changed_since(self._fingerprint)
+        changed = read.legacy.changed_since(self._legacy.known)
         self._drain()
         seen = self._find_version(version, read.generation) if read.exact else version
         unsure = max(version if changed else version - 1, seen - 1)
@@ -336,7 +318,7 @@ class NamespaceTrace:
             told += self._assemble_between(before, version - 1, read.ruleset)
         self._earlier.appendleft(before)
         self._read = read
-        self._fingerprint = read.legacy
+        self._legacy.known = read.legacy
         self._version = seen
         if unsure >= version:
             told += self._assemble_between(read.ruleset, unsure, before)
@@ -375,48 +357,13 @@ class NamespaceTrace:
 
     def _use(self, book: StepBook) -> None:
         self._book = book
-        self._paths = PathBook(book, self._has_listener)
+        self._paths = PathBook(book, self._names.has_listener)
 
-    # --- legacy tables -------------------------------------------------------------------
-
-    def _poll_legacy(self, now_ns: int) -> None:
-        if self._reading is not None:
-            return
-        if now_ns - self._polled_ns >= self._poll_ns:
-            self._fingerprint_now()
-
-    def _fingerprint_now(self) -> None:
-        # What came before the look began was passed by the rules that it finds.
-        self._polled_ns = time.monotonic_ns()
-        with entered(self.namespace):
-            current = LegacyFingerprint.take(self._fingerprint)
-        cost_ns = time.monotonic_ns() - self._polled_ns
-        least_ns = _POLL_NS if current.tables else _APPEAR_NS
-        self._poll_ns = max(least_ns, cost_ns * _POLL_SHARE)
-        fresh = {family for family, _ in current.tables} - self._families
-        if fresh and self._hear is not None:
-            self._families |= fresh
-            self._hear(sorted(fresh))
-        if current.changed_since(self._fingerprint):
+    def _look_at_legacy(self) -> None:
+        if self._legacy.look():
             self._wanted += 1
             self._generations[self._wanted] = _UNKNOWN
             self._request()
-
-    def _has_listener(self, queue: int) -> bool:
-        taken_ns, numbers = self._listeners
-        now_ns = time.monotonic_ns()
-        if now_ns - taken_ns > _LISTENERS_NS:
-            numbers = self._read_listeners()
-            self._listeners = (now_ns, numbers)
-        return queue in numbers
-
-    def _read_listeners(self) -> frozenset[int]:
-        with entered(self.namespace):
-            try:
-                text = FilePath("/proc/thread-self/net/netfilter/nfnetlink_queue").read_text()
-            except OSError:
-                return frozenset()
-        return frozenset(int(line.split()[0]) for line in text.splitlines() if line.split())
 
 
 def _read_in(namespace: Netns) -> RulesetRead:
