@@ -118,12 +118,19 @@ def test_who_follows_goes_before_the_daemons_own_tracing(tmp_path: Path) -> None
 @pytest.mark.usefixtures("cable")
 def test_what_is_dropped_now_can_be_learned(tmp_path: Path) -> None:
     """The printed entries name just the rule that dropped, and can be loaded."""
-    nets.send_udp("a", _TO_B, 7002, 3)
+
+    def has_dropped() -> bool:
+        # A cable that was laid this moment may not carry yet.
+        nets.send_udp("a", _TO_B, 7002, 1)
+        return nets.rule_counters("b", "legacy", "mangle", "FIREWALL_10.1.0.2")[1] > 0
+
+    nets.wait_until(has_dropped, 10, "a drop")
     config = write_config(tmp_path, "d", {"watch": {"namespaces": ["b"]}})
     command = (sys.executable, "-m", "tracer.cli.main", "daemon", "--config", str(config))
     done = nets.run(*command, "--learn", "0.5")
     settings = parse_settings(config.read_text(encoding="utf-8") + done.stdout, "learned")
 
+    assert 1 == len(settings.expected), done.stderr
     (entry,) = settings.expected
     assert ("b", "mangle", "FIREWALL_10.1.0.2") == (entry["netns"], entry["table"], entry["chain"])
     assert "-A FIREWALL_10.1.0.2 -p udp -m udp --dport 7002 -j DROP" == entry["text"]
