@@ -189,8 +189,8 @@ _HOOKS = tuple(
         ("nf_ct_bridge", *_CONNTRACK),
         (
             "nf_confirm",
-            "connection tracking: another packet made the same connection first",
-            "conntrack -S: insert_failed, clash; often two DNS queries at once",
+            "connection tracking: another connection has these addresses and ports",
+            "conntrack -S (insert_failed): NAT out of ports? two DNS queries at once?",
         ),
         ("nf_nat", "NAT: no free port or address", "conntrack -S; a wider range in the rule"),
         ("selinux_", "SELinux", "ausearch -m avc"),
@@ -218,9 +218,7 @@ def explain_hook(function: str | None) -> Explanation:
 
 def explain_expired() -> Explanation:
     """Say what a packet whose TTL or hop limit ran out died of; the kernel has no word."""
-    return Explanation(
-        "no TTL left: too many routers, or a loop", "tracepath DESTINATION; ip route"
-    )
+    return Explanation("no TTL left: too many routers, or a loop", "tracepath -n DESTINATION")
 
 
 def explain(reason: str) -> Explanation:
