@@ -143,7 +143,7 @@ class Snapshot:
             self.note(one.path.name, kind, f"told up to where it is not whole: {read.why}")
         if not read.batches or not self._is_ours(one.path.name, one.table, read.schema):
             return None
-        return pa.Table.from_batches(read.batches)
+        return pa.Table.from_batches([_widened(batch) for batch in read.batches])
 
     def _reread(self, one: Open) -> Any:  # noqa: ANN401 - a pyarrow table or None
         for now in list_segments(one.path.parent).sealed:
@@ -161,6 +161,17 @@ class Snapshot:
             what = f"version {int(said)} of the log, this nftrace knows {VERSION}"
             self.note(name, "newer", what)
         return True
+
+
+def _widened(batch: Any) -> Any:  # noqa: ANN401 - a pyarrow batch
+    """Return the batch with wide numbers for its words: many segments have more than one has."""
+    columns = [
+        pa.DictionaryArray.from_arrays(column.indices.cast(pa.int32()), column.dictionary)
+        if pa.types.is_dictionary(column.type)
+        else column
+        for column in batch.columns
+    ]
+    return pa.RecordBatch.from_arrays(columns, names=batch.schema.names)
 
 
 def _overlaps(one: Sealed, selection: Selection) -> bool:
