@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from tracer.core.drops import DropCount
+    from tracer.core.drops import DropCount, Rung
     from tracer.core.journey import Journey
     from tracer.daemon.settings import TraceSettings
     from tracer.pipeline import Chosen
@@ -170,20 +170,23 @@ class Namer:
             if self.traced < self._settings.namespaces and space.trace is None:
                 self._arm(space, [], now_s)
 
-    def offer(
+    def offer(  # noqa: PLR0913, PLR0917 - what is known of records, and of the moment
         self,
         kinds: Sequence[DropCount],
         indexes: npt.NDArray[np.intp],
         records: npt.NDArray[np.void],
         namespaces: Mapping[int, Netns],
+        rung: Rung,
         now_s: float,
     ) -> None:
         """
         Take records of drops; `kinds[indexes[i]]` is the kind of the i-th.
 
-        Shape: *namespaces* are those that are watched, by inode.
+        Shape: *namespaces* are those that are watched, by inode. What *rung* names itself
+        is passed over.
         """
-        unknown = np.fromiter(map(needs_name, kinds), np.bool_, len(kinds))
+        wanted = (needs_name(kind, rung) for kind in kinds)
+        unknown = np.fromiter(wanted, np.bool_, len(kinds))
         watched = np.isin(records["key"]["netns"], list(namespaces))
         rows = np.flatnonzero(unknown[indexes] & watched)
         if not len(rows):

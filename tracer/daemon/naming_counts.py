@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from tracer.core.drops import DropCount, merge_counts
+from tracer.core.drops import DropCount, Rung, merge_counts
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -57,14 +57,15 @@ class NamingCounts:
     untraced: Counter[str] = field(default_factory=Counter)
 
 
-def needs_name(kind: DropCount) -> bool:
-    """Tell whether a rule killed packets of *kind*, and which one is not known."""
+def needs_name(kind: DropCount, rung: Rung) -> bool:
+    """Tell whether a rule killed packets of *kind*, and *rung* will not say which one."""
     if kind.family not in _FAMILIES:
         return False
     if kind.engine is None:
         return kind.reason == "NETFILTER_DROP"
     if kind.engine == "legacy":
-        return kind.kind == "table"
+        # The other rungs know it, now or when a table that is new was read.
+        return kind.kind == "table" and rung in {Rung.REASON, Rung.HOOK}
     return kind.engine == "nft" and kind.kind != "policy" and kind.handle is None
 
 
@@ -74,35 +75,34 @@ def move_attributed(
     """
     Return *rows* with what was attributed moved to its rule, which is not certain.
 
-    Where not even the table was known nothing is moved: it would be another series.
+    Never more is moved than there is, so that the sums stay what they are. Where not even
+    the table was known nothing is moved: it would be another series.
     """
-    moved: list[DropCount] = []
-    less: dict[DropCount, Amount] = {}
+    by_kind: dict[DropCount, list[tuple[RuleAnswer, Amount]]] = {}
     for (kind, answer), amount in attributed.items():
-        if kind.table is None:
-            continue
-        less.setdefault(kind, Amount()).add(amount)
-        known = "policy" if answer.rule is None and answer.handle is None else "rule"
-        moved.append(
-            replace(
-                kind,
-                kind=known,
-                chain=answer.chain,
-                rule=answer.rule if answer.handle is None else None,
-                handle=answer.handle,
-                certain=False,
-                packets=amount.packets,
-                octets=amount.octets,
-            )
-        )
-    left = [
-        replace(
-            row,
-            packets=max(0, row.packets - less[row.kind_only].packets),
-            octets=max(0, row.octets - less[row.kind_only].octets),
-        )
-        if row.kind_only in less
-        else row
-        for row in rows
-    ]
-    return merge_counts([*left, *moved])
+        if kind.table is not None:
+            by_kind.setdefault(kind, []).append((answer, amount))
+    told: list[DropCount] = []
+    for row in rows:
+        left = row
+        for answer, amount in by_kind.pop(row.kind_only, ()):
+            packets, octets = min(left.packets, amount.packets), min(left.octets, amount.octets)
+            told.append(_named(row, answer, packets, octets))
+            left = replace(left, packets=left.packets - packets, octets=left.octets - octets)
+        told.append(left)
+    return merge_counts(told)
+
+
+def _named(row: DropCount, answer: RuleAnswer, packets: int, octets: int) -> DropCount:
+    is_policy = answer.rule is None and answer.handle is None
+    return replace(
+        row,
+        kind="policy" if is_policy else "rule",
+        chain=answer.chain,
+        # As the counts have it: nft's rules by their handle alone.
+        rule=answer.rule if answer.handle is None else None,
+        handle=answer.handle,
+        certain=False,
+        packets=packets,
+        octets=octets,
+    )

@@ -105,7 +105,7 @@ class DaemonReadings:
             sources.append(SourceHealth("changes", "", up=is_up, lost=unseen.lost))
             values["nftrace_log_bytes"] = kept.size_bytes
             values["nftrace_log_lag_seconds"] = kept.lag_s
-        located = state.rung is not Rung.REASON
+        located = state.rung not in {Rung.REASON, Rung.LINKS}
         families = ("inet", "ip", "ip6") if located else ()
         naming = state.naming
         values |= {

@@ -174,7 +174,7 @@ class Watch:
         kinds, of_first = source.kinds_of(records[first])
         indexes = of_first[like]
         if is_traced:
-            self._namer.offer(kinds, indexes, records, known, now_s)
+            self._namer.offer(kinds, indexes, records, known, source.rung, now_s)
         if self._event_log is not None:
             self._event_log.append_drops(kinds, indexes, records, known, now_s)
 
