@@ -10,6 +10,8 @@ sent, so that it can count them exactly.
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import functools
 import hashlib
 import ipaddress
 import itertools
@@ -54,6 +56,9 @@ _RESTORE = {
 }
 #: Some days: no test sees what comes after.
 _NEVER_MS = 1_000_000_000
+# include/uapi/linux/sockios.h and if.h
+_SIOCGIFFLAGS = 0x8913
+_IFF_RUNNING = 0x40
 
 BACKENDS = ("legacy", "nft", "nftables")
 
@@ -241,7 +246,7 @@ def veth(  # noqa: PLR0913, PLR0917 - two ends of three facts each
         (ns_a, dev_a, addr_a, mac_b, addr_b),
         (ns_b, dev_b, addr_b, mac_a, addr_a),
     ):
-        if any(":" in address for address in _each(own)):
+        if any(":" in address for address in (*_each(own), *_each(peer))):
             sysctl(ns, {f"net/ipv6/conf/{dev}/disable_ipv6": 0})
         batch = [f"link set {dev} up"]
         for address in _each(own):
@@ -251,6 +256,16 @@ def veth(  # noqa: PLR0913, PLR0917 - two ends of three facts each
             host = ipaddress.ip_interface(address).ip
             batch.append(f"neighbour replace {host} lladdr {mac} dev {dev} nud permanent")
         ip_batch(ns, batch)
+    # The end that came up alone gets its queue when a kernel thread has seen the other's.
+    for ns, dev in ((ns_a, dev_a), (ns_b, dev_b)):
+        wait_until(functools.partial(_is_running, ns, dev), what=f"{dev} of {ns}")
+
+
+def _is_running(ns: str, dev: str) -> bool:
+    with in_netns(ns), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
+        request = struct.pack("16sh14x", dev.encode(), 0)
+        answer = fcntl.ioctl(asking, _SIOCGIFFLAGS, request)
+    return bool(struct.unpack_from("16sh", answer)[1] & _IFF_RUNNING)
 
 
 def ip_batch(ns: str, lines: list[str]) -> None:
