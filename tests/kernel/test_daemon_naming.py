@@ -146,8 +146,15 @@ def test_an_answer_is_asked_for_once_a_ruleset() -> None:
         assert 1 == watch.state().naming.armed
 
         nets.ip_netns_exec("b", "iptables-legacy", "-t", "mangle", "-I", "FIREWALL")
-        time.sleep(1.1)  # the rules are looked at again once a second
-        _name(watch, 7002, sport=7777)
+
+        def is_asked_again() -> bool:
+            # The rules are looked at once a second; until then the former answer is given.
+            nets.send_udp("a", _TO_B, 7002, 1, sport=7777)
+            return watch.state().waiting == 1
+
+        _turn_until(watch, is_asked_again)
+        nets.send_udp("a", _TO_B, 7002, 1, sport=7777)
+        _turn_until(watch, lambda: watch.state().naming.named == 2)
         numbers = {answer.rule for _, answer in watch.state().naming.attributed}
 
     assert {2, 3} == numbers
