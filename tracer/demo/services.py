@@ -138,6 +138,8 @@ class Services:
             *(find_program("prometheus"), f"--config.file={config}"),
             *(f"--storage.tsdb.path={self.folder / 'tsdb'}", "--log.level=warn"),
             f"--web.listen-address={PROMETHEUS}",
+            # Told again soon where Alertmanager did not hear it; usual is a minute.
+            "--rules.alert.resend-delay=5s",
         )
         self._start("prometheus", command)
         self.wait_for_answer("prometheus", f"http://{PROMETHEUS}/-/ready", 30)
@@ -149,14 +151,23 @@ class Services:
         Errors: KernelRefusedError with its words where it does not take *expr*.
         """
         words = urllib.parse.urlencode({"query": expr})
+        result: list[dict[str, Any]] = self._get(f"query?{words}")["result"]
+        return result
+
+    def knows_alertmanager(self) -> bool:
+        """Say whether Prometheus has found the Alertmanager that it is to tell."""
+        return bool(self._get("alertmanagers")["activeAlertmanagers"])
+
+    def _get(self, path: str) -> dict[str, Any]:
+        url = f"http://{PROMETHEUS}/api/v1/{path}"
         try:
-            with urllib.request.urlopen(
-                f"http://{PROMETHEUS}/api/v1/query?{words}", timeout=_ANSWER_S
-            ) as answer:
-                result: list[dict[str, Any]] = json.load(answer)["data"]["result"]
-                return result
+            with urllib.request.urlopen(url, timeout=_ANSWER_S) as answer:
+                data: dict[str, Any] = json.load(answer)["data"]
+                return data
         except urllib.error.HTTPError as exc:
             raise KernelRefusedError(f"prometheus: {exc.read().decode()}") from exc
+        except OSError as exc:
+            raise KernelRefusedError(f"prometheus does not answer ({exc})") from exc
 
     def end_daemon(self) -> None:
         """End the daemon in order; its metrics are gone then."""

@@ -74,9 +74,10 @@ def _introduce(page: Page) -> None:
 
 
 def _wait_until_scraped(services: Services) -> None:
-    """Wait until the rule was seen twice: an increase has a beginning."""
+    """Wait until the rule was seen twice, so that an increase has a beginning."""
     seen = f"count_over_time({_LAST_RULE}[1m]) >= 2"
     wait_for("a second scrape", _WITHIN_S, lambda: services.ask(seen) or None)
+    wait_for("its Alertmanager", _WITHIN_S, lambda: services.knows_alertmanager() or None)
 
 
 def _attempt(page: Page, lab: Lab, services: Services, webhook: Webhook) -> int:
