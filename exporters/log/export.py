@@ -51,8 +51,9 @@ class LogExport:
         self._reader = reader
         self._selection = selection
         self._anonymizer = anonymizer
-        #: Rows written so far.
+        #: Rows written so far, and those that a capture has no place for.
         self.rows = 0
+        self.passed_over = 0
 
     def json(self, out: IO[str], tables: Sequence[str]) -> None:
         """Write one object a row, `nftrace.journey/1` and `nftrace.drop/1` among them."""
@@ -93,6 +94,7 @@ class LogExport:
                 journey = read_journey(row["json"], row["time_ns"])
                 headers, text = row["network"] + row["transport"], comment(journey)
             self.rows += writer.write_packet(row["time_ns"], row["length"], headers, text)
+        self.passed_over = writer.passed_over
 
     def _merged(self, tables: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
         """Yield the rows of several tables in the order of their ordinals."""

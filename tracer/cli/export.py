@@ -62,14 +62,16 @@ def export(**words: Any) -> int:  # noqa: ANN401 - click hands over what its opt
     anonymizer = _anonymizer(words)
     from exporters.log.export import LogExport  # noqa: PLC0415 - pyarrow, duckdb: 0.2 s
 
-    rows = 0
+    rows, passed_over = 0, 0
     with open_log(words["log_directory"]) as reader:
         for form in forms:
             one = LogExport(reader, selection, anonymizer)
             _write(one, form, words[form], tables[form])
             rows = max(rows, one.rows)
+            passed_over = max(passed_over, one.passed_over)
         tell_problems(reader)
-    click.echo(f"{rows:,} events written", err=True)
+    more = f", {passed_over:,} more are no IP packets" if passed_over else ""
+    click.echo(f"{rows:,} events written{more}", err=True)
     return 0 if rows else 1
 
 
