@@ -155,6 +155,24 @@ def test_a_replaced_ruleset_is_read_again(ruled: str) -> None:
     assert {3: 3, 4: 7} == rows
 
 
+def test_kinds_that_are_over_make_room(ruled: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Taken out of the kernel's tables while packets die, kinds keep every packet and name."""
+    # As if there were never room: what did not move between two looks is taken out.
+    monkeypatch.setattr("tracer.sources.drops._CROWDED", 0)
+    with _opened() as source:
+        for _ in range(3):
+            nets.send_udp("a", _TO_B, 7002, 13)
+            nets.send_udp("a", _TO_B, 7011, 7)
+            for _ in range(3):
+                source.counts()
+        rows = {(row.table, row.chain): row.packets for row in _in_b(source)}
+        assert source._places is not None  # noqa: SLF001 - that the places went is the matter
+        places = len(source._places.names)  # noqa: SLF001
+
+    assert {("mangle", "FIREWALL"): 39, ("t", "c"): 21} == rows, ruled
+    assert 0 == places
+
+
 def test_sampled_rules_keep_the_totals_exact(ruled: str) -> None:
     """With one look in five, each rule has its share of what nobody looked at, and says so."""
     with _opened() as source:
