@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, fields
-from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from exporters.json_lines import render_journey
-from tracer.core.events import PACKET
 from tracer.core.journey import Ending, EndingKind, Journey, Packet, Step, Verdict
 from tracer.core.log_rows import packet_columns
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    import numpy as np
     import numpy.typing as npt
 
     from tracer.core.log_rows import Columns
@@ -67,15 +64,6 @@ def journey_columns(journeys: Sequence[Journey], packets: npt.NDArray[np.void]) 
     }
 
 
-def headers(network: bytes, transport: bytes) -> npt.NDArray[np.void]:
-    """Return one `PACKET` row that has the header bytes only."""
-    row = np.zeros(1, PACKET)
-    row["network_length"], row["transport_length"] = len(network), len(transport)
-    row["raw"][0, : len(network)] = np.frombuffer(network, np.uint8)
-    row["raw"][0, 40 : 40 + len(transport)] = np.frombuffer(transport, np.uint8)
-    return row
-
-
 def read_journey(line: str, start_ns: int) -> Journey:
     """
     Return the journey that a line of `nftrace.journey/1` tells.
@@ -102,12 +90,6 @@ def read_journey(line: str, start_ns: int) -> Journey:
         )
     except (KeyError, TypeError, AttributeError) as exc:
         raise ValueError(f"not a journey: {exc}") from exc
-
-
-def starts_at(line: str) -> int:
-    """Return a line's start in nanoseconds since the epoch, to the microsecond."""
-    start = datetime.fromisoformat(json.loads(line)["start"])
-    return int(start.timestamp()) * 1_000_000_000 + start.microsecond * 1000
 
 
 def _step(told: dict[str, Any]) -> Step:

@@ -208,11 +208,12 @@ def _time_lookup(directory: Path, rows: int) -> None:
     sql = "SELECT count(*), min(time_ns), max(time_ns) FROM drops WHERE src_low = ? AND sport = ?"
     with LogReader(directory) as reader:
         flow = reader.query("SELECT src_low, sport FROM drops LIMIT 1", selection)[0]
-        times = []
+        times, spent = [], time.process_time()
         for _ in range(_LOOKUPS):
             began = time.perf_counter()
             found = reader.query(sql, selection, flow)
             times.append(time.perf_counter() - began)
+        spent = (time.process_time() - spent) / _LOOKUPS
         began = time.perf_counter()
         reader.query("SELECT chain, rule, sum(weight) FROM drops GROUP BY ALL")
         whole = time.perf_counter() - began
@@ -221,6 +222,7 @@ def _time_lookup(directory: Path, rows: int) -> None:
         of_rows=rows,
         found=found[0][0],
         median_s=round(sorted(times)[_LOOKUPS // 2], 4),
+        cpu_s=round(spent, 4),
         whole_day_by_rule_s=round(whole, 3),
         segments=len(list_segments(directory).sealed),
     )
