@@ -12,6 +12,8 @@ __all__ = [
     "DROP_KEY",
     "DROP_RECORD",
     "EVENT_RECORD",
+    "EXEC_BYTES",
+    "EXEC_RECORD",
     "FILTER_FLOW",
     "FILTER_NETNS",
     "FLOW",
@@ -147,6 +149,19 @@ EVENT_RECORD = np.dtype(
         ("pad", "u1", (3,)),
         ("lengths", "u1", (2,)),
         ("raw", "u1", (_HEADER_BYTES,)),
+    ]
+)
+EXEC_BYTES = 216
+#: A program that began to run; *length* is that of all its arguments.
+EXEC_RECORD = np.dtype(
+    [
+        ("time_ns", "<u8"),
+        ("pid", "<u4"),
+        ("parent", "<u4"),
+        ("length", "<u4"),
+        ("pad", "<u4"),
+        ("process", "S16"),
+        ("arguments", "u1", (EXEC_BYTES,)),
     ]
 )
 FLOW = np.dtype(

@@ -286,4 +286,17 @@ struct nt_mark {
 	__u8 pad[5];
 };
 
+#define NT_EXEC_BYTES 216
+
+/* A program that began to run. */
+struct nt_exec {
+	__u64 time_ns;
+	__u32 pid;
+	__u32 parent;
+	__u32 length; /* bytes of arguments, which may be more than are here */
+	__u32 pad;
+	char process[16];
+	char arguments[NT_EXEC_BYTES]; /* each ends with NUL */
+};
+
 #endif

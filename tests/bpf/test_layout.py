@@ -23,6 +23,7 @@ MIRRORS: dict[str, np.dtype[np.void]] = {
     "nt_drop_key": layout.DROP_KEY,
     "nt_drop_record": layout.DROP_RECORD,
     "nt_event": layout.EVENT_RECORD,
+    "nt_exec": layout.EXEC_RECORD,
     "nt_flow": layout.FLOW,
     "nt_layout": layout.LAYOUT,
     "nt_mark": layout.MARK,
@@ -49,6 +50,7 @@ CONSTANTS = {
     "NT_RULES_MAX": layout.RULES_MAX,
     "NT_WORDS": layout.WORDS,
     "NT_PEEK_BYTES": layout.PEEK_BYTES,
+    "NT_EXEC_BYTES": layout.EXEC_BYTES,
 }
 
 

@@ -88,7 +88,7 @@ def _watching(*names: str) -> Iterator[_Watched]:
     try:
         namespaces = [find_namespace(name) for name in names]
         watch.watch(namespaces)
-        assert watch.wait_read(namespaces, 10)
+        assert watch.wait_read(namespaces, 30)
         yield _Watched(watch)
         assert (0, [], 0) == (watch.losses.lost, watch.take_said(), watch.losses.unwatched)
     finally:
@@ -100,7 +100,7 @@ def _script(folder: Path, backend: str, rules: str) -> str:
     text = folder / "rules.txt"
     text.write_text(rules, encoding="utf-8")
     script = folder / "install-customer.sh"
-    script.write_text(f"{_TOOLS[backend]} {text}\n", encoding="utf-8")
+    script.write_text(f"{_TOOLS[backend]} {text}\nexit $?\n", encoding="utf-8")
     return str(script)
 
 
@@ -114,6 +114,7 @@ def test_a_new_rule_is_told_with_its_diff_and_who_did_it(
     with _watching("a") as watched:
         stood = watched.until("ruleset", lambda one: one.action == "stands")
         script = _script(tmp_path, backend, _RULESETS[backend][1])
+        assert watched.watch.wait_names(60)
         nets.ip_netns_exec("a", "bash", script)
         change = watched.until("ruleset", lambda one: one.action != "stands")
 

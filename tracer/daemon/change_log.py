@@ -31,7 +31,7 @@ class ChangeLog:
         self._watch = ChangeWatch()
         self._watch.start()
         self._namespaces: list[Netns] = []
-        self._is_read = False
+        self._is_read = self._has_names = False
         self._lost = ChangeLosses()
         self._lost_ns = time.time_ns()
         self._due_s = 0.0
@@ -54,6 +54,9 @@ class ChangeLog:
         if not self._is_read and self._watch.wait_read(wanted, 0.0):
             self._is_read = True
             log.info("rules_read", namespaces=len(wanted))
+        if not self._has_names and self._watch.wait_names(0.0):
+            self._has_names = True
+            log.info("processes_known")
         has_new_rules = self._write()
         for name, why in self._watch.take_said():
             log.warning("changes_unwatched", netns=name, why=why)

@@ -19,9 +19,11 @@ from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from tracer.errors import NftraceError
+from tracer.sources.bpf_execs import Execs
 from tracer.sources.changes_conntrack import ConntrackChanges
 from tracer.sources.changes_lock import LockWatch
 from tracer.sources.changes_net import NetChanges
+from tracer.sources.changes_process import WhoReader
 from tracer.sources.changes_rules import RuleChanges
 
 if TYPE_CHECKING:
@@ -106,14 +108,18 @@ class ChangeWatch:
         self._selector = selectors.DefaultSelector()
         self._wake_r, self._wake_w = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._selector.register(self._wake_r, selectors.EVENT_READ)
-        self._locker = LockWatch()
+        self._who = WhoReader()
+        self._locker = LockWatch(self._who)
         if self._locker.fileno() >= 0:
             self._selector.register(self._locker, selectors.EVENT_READ)
         self._thread = threading.Thread(target=self._run, name="changes", daemon=True)
+        # Compiling takes a while: rules are read and watched meanwhile.
+        self._loader = threading.Thread(target=self._load, name="execs", daemon=True)
 
     def start(self) -> None:
-        """Begin; the thread has the capabilities that the calling one has now."""
+        """Begin; the threads have the capabilities that the calling one has now."""
         self._thread.start()
+        self._loader.start()
 
     def watch(self, namespaces: Iterable[Netns]) -> None:
         """Watch these namespaces, and no others, from now on."""
@@ -145,6 +151,11 @@ class ChangeWatch:
         with self._lock:
             return self._lock.wait_for(lambda: wanted <= self._shared.read, timeout_s)
 
+    def wait_names(self, timeout_s: float) -> bool:
+        """Wait until processes are known after they end; tell whether they are."""
+        with self._lock:
+            return self._lock.wait_for(lambda: self._who.execs is not None, timeout_s)
+
     def close(self, timeout_s: float = 10.0) -> None:
         """Stop and let go of everything; harmless when repeated."""
         with self._lock:
@@ -157,6 +168,8 @@ class ChangeWatch:
         for space in self._spaces.values():
             space.close()
         self._locker.close()
+        if self._who.execs is not None:
+            self._who.execs.close()
         self._selector.close()
         os.close(self._wake_r)
         os.close(self._wake_w)
@@ -166,6 +179,20 @@ class ChangeWatch:
             os.write(self._wake_w, b"\0")
 
     # --- the thread ---------------------------------------------------------------------
+
+    def _load(self) -> None:
+        execs = Execs()
+        try:
+            execs.open()
+        except (NftraceError, OSError) as exc:
+            self._complain("", f"who changes rules is known only while it runs: {exc}")
+            return
+        with self._lock:
+            if not self._shared.is_over:
+                self._who.execs = execs
+                self._lock.notify_all()
+                return
+        execs.close()
 
     def _run(self) -> None:
         while True:
@@ -202,6 +229,8 @@ class ChangeWatch:
             # Others may have begun while rules were read, and end while more are.
             self._hear()
         self._locker.renew()
+        if self._who.execs is not None:
+            self._who.execs.read()
 
     def _hear(self) -> None:
         """Note who ran iptables-legacy."""
@@ -239,7 +268,7 @@ class ChangeWatch:
         self._refused_s = {one: until for one, until in self._refused_s.items() if one in wanted}
 
     def _open(self, inode: int, namespace: Netns) -> None:
-        rules = RuleChanges(namespace)
+        rules = RuleChanges(namespace, self._who)
         try:
             net = NetChanges(namespace)
         except BaseException:

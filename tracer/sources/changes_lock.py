@@ -19,12 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from tracer.sources.changes_process import read_who
-
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tracer.sources.changes_process import Who
+    from tracer.sources.changes_process import Who, WhoReader
 
 __all__ = ["LOCK", "LockWatch", "Locker"]
 
@@ -35,6 +33,8 @@ _OPEN, _CLOSE, _ON_CHILD = 0x20, 0x08 | 0x10, 0x08000000
 _MARK_ADD, _MARK_FLUSH = 0x1, 0x80
 _METADATA: Final = struct.Struct("=IBBHQii")
 _READ_BYTES: Final = 4096
+#: How what was opened is handed to us: never waiting for whoever is at a pipe's other end.
+_DESCRIPTORS: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
 _AT_FDCWD: Final = -100
 #: Processes that hold or wait for the lock at a time.
 _KNOWN_MAX: Final = 256
@@ -59,13 +59,14 @@ class LockWatch:
     opened in that is looked at and forgotten.
     """
 
-    def __init__(self, path: Path = LOCK) -> None:
+    def __init__(self, who: WhoReader, path: Path = LOCK) -> None:
+        self._who = who
         self.trouble: str | None = None
         self._path = path
         self._is_exact = False
         self._known: dict[int, Locker] = {}
         flags = _CLOEXEC | _NONBLOCK
-        self._fd = int(_libc.fanotify_init(flags, os.O_RDONLY | os.O_CLOEXEC))
+        self._fd = int(_libc.fanotify_init(flags, _DESCRIPTORS))
         if self._fd < 0:
             self.trouble = os.strerror(ctypes.get_errno())
         else:
@@ -131,7 +132,7 @@ class LockWatch:
             inode = Path(f"/proc/{pid}/ns/net").stat().st_ino
         except OSError:
             inode = 0
-        locker = Locker(read_who(pid), inode, is_done=is_done)
+        locker = Locker(self._who.read(pid), inode, is_done=is_done)
         if not is_done:
             self._known[pid] = locker
             if len(self._known) > _KNOWN_MAX:

@@ -1,13 +1,21 @@
-"""Who a process is, while it still can be asked."""
+"""
+Who a process is: asked while it runs, and else by what the kernel told when it began.
+
+A tool that loads rules ends within milliseconds. On a busy machine it has ended before we
+are awake: then what `Execs` remembers of it and of those that started it is told.
+"""
 
 from __future__ import annotations
 
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-__all__ = ["NOBODY", "Who", "read_who"]
+if TYPE_CHECKING:
+    from tracer.sources.bpf_execs import Execs
+
+__all__ = ["NOBODY", "Who", "WhoReader"]
 
 #: Of a command line; the rest is cut, and an ellipsis says so.
 _COMMAND_MAX: Final = 400
@@ -32,24 +40,40 @@ class Who:
 NOBODY: Final = Who()
 
 
-def read_who(pid: int, process: str = "") -> Who:
-    """
-    Return what /proc still tells of *pid*; *process* is its name where it is known already.
+class WhoReader:
+    """Tells who processes are; *execs* is None where the kernel does not tell what begins."""
 
-    It takes some 50 us. Does not raise: of one that has ended there is less.
-    """
-    if pid <= 0:
-        return Who(0, process)
-    # The command line first: it is gone before the process is.
-    own = _read_command(pid)
-    name, parent = _read_stat(pid)
-    parents: list[str] = []
-    while parent > 1 and len(parents) < _PARENTS_MAX:
-        command = _read_command(parent)
-        if command:
-            parents.append(command)
-        _, parent = _read_stat(parent)
-    return Who(pid, process or name, own, tuple(parents))
+    def __init__(self, execs: Execs | None = None) -> None:
+        self.execs = execs
+
+    def read(self, pid: int, process: str = "") -> Who:
+        """
+        Return what is known of *pid*; *process* is its name where that is known already.
+
+        It takes some 50 us. Does not raise: of one that nobody remembers there is less.
+        """
+        if pid <= 0:
+            return Who(0, process)
+        name, command, parent = self._ask(pid)
+        parents: list[str] = []
+        for _ in range(_PARENTS_MAX):
+            if parent <= 1:
+                break
+            _, words, parent = self._ask(parent)
+            parents += [words] * bool(words)
+        return Who(pid, process or name, command, tuple(parents))
+
+    def _ask(self, pid: int) -> tuple[str, str, int]:
+        """Return a process's name, command line and parent."""
+        # The command line first: it is gone before the process is.
+        command = _read_command(pid)
+        name, parent = _read_stat(pid)
+        if command or self.execs is None:
+            return name, command, parent
+        began = self.execs.find(pid)
+        if began is None:
+            return name, command, parent
+        return name or began.process, began.command, parent or began.parent
 
 
 def _read_stat(pid: int) -> tuple[str, int]:

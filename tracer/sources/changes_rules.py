@@ -21,7 +21,7 @@ from tracer.core.log_rows import Change
 from tracer.core.nft_transactions import TransactionReader
 from tracer.core.timeline_rules import render_table
 from tracer.errors import KernelRefusedError, NftraceError
-from tracer.sources.changes_process import NOBODY, Who, read_who
+from tracer.sources.changes_process import NOBODY, Who, WhoReader
 from tracer.sources.legacy_tables import LegacyFingerprint
 from tracer.sources.netns import entered
 from tracer.sources.ruleset import read_ruleset
@@ -72,7 +72,7 @@ class RuleChanges:
     `tracer.core.timeline_rules` writes them: who keeps the change keeps them by content.
     """
 
-    def __init__(self, namespace: Netns) -> None:
+    def __init__(self, namespace: Netns, who: WhoReader) -> None:
         """
         Listen; nothing is read yet.
 
@@ -80,6 +80,7 @@ class RuleChanges:
         """
         self.namespace = namespace
         self.overruns = 0
+        self._who = who
         self._reader = TransactionReader()
         self._versions: dict[_TableKey, str] | None = None
         self._legacy: LegacyFingerprint | None = None
@@ -130,7 +131,7 @@ class RuleChanges:
     def _take(self, transaction: Transaction, now_ns: int) -> list[Change]:
         if not transaction.tables and not transaction.elements:
             return []
-        who = read_who(transaction.pid, transaction.process)
+        who = self._who.read(transaction.pid, transaction.process)
         if transaction.tables:
             self._is_stale = True
             self._nft.append(
