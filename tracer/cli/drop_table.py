@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from tracer.cli.drop_words import DropWords
     from tracer.cli.theme import Symbols
     from tracer.core.drop_talkers import Talker
-    from tracer.core.drops import DropCount, Rung
-    from tracer.sources.drops import DropLosses
+    from tracer.core.drops import DropCount
+    from tracer.sources.drops import DropLosses, Standing
 
 __all__ = ["DropRow", "Seen", "render_json", "render_table"]
 
@@ -63,11 +63,11 @@ class Seen:
     """What there is to say of all rows: *filtered* where some were left out on request."""
 
     losses: DropLosses
-    rung: Rung
+    standing: Standing
     filtered: bool = False
 
 
-def render_json(out: IO[str], rows: Sequence[DropRow]) -> None:
+def render_json(out: IO[str], rows: Sequence[DropRow], standing: Standing) -> None:
     """Write `nftrace.drops/1`, one object a line, and flush."""
     now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     for row in rows:
@@ -89,6 +89,8 @@ def render_json(out: IO[str], rows: Sequence[DropRow]) -> None:
             "handle": count.handle,
             "text": row.rule.text,
             "certain": count.certain,
+            "rung": standing.rung,
+            "notes": list(standing.notes),
             "candidates": list(row.rule.candidates),
             "function": row.function,
             "packets": count.packets,
@@ -206,9 +208,14 @@ def _foot(rows: Sequence[DropRow], seen: Seen) -> Text:
         )
         if number
     ]
-    text = Text(f"{losses.seen:,} drops on this machine, named by {seen.rung}", style=QUIET)
+    standing = seen.standing
+    text = Text(f"{losses.seen:,} drops on this machine, named by {standing.rung}", style=QUIET)
     if any(row.count.sampled for row in rows):
         text.append("; ~ is estimated from a sample", style=QUIET)
+    for rung, why in standing.why.items():
+        text.append(f"\nnot {rung}: {escape(why)}", style=QUIET)
+    for note in standing.notes:
+        text.append(f"\n{escape(note)}", style=WARNING)
     if missing:
         text.append(f"\n{'; '.join(missing)}", style=WARNING)
     return text

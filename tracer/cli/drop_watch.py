@@ -117,7 +117,7 @@ class DropWatch:
                 elapsed_s = self._watch(interval_s, interrupts, end_s)
                 rows = self._rows(elapsed_s)
                 if self._words["output"] == "json":
-                    render_json(sys.stdout, rows)
+                    render_json(sys.stdout, rows, self._source.standing)
                 elif is_live:
                     live.update(self._table(rows[: console.height - 4], console), refresh=True)
                 else:
@@ -133,7 +133,7 @@ class DropWatch:
 
     def _table(self, rows: list[DropRow], console: Console) -> Any:  # noqa: ANN401 - rich's
         is_all = self._choice == Choice(Filter(), None, None, self._choice.sort)
-        seen = Seen(self._source.losses(), self._source.rung, not is_all)
+        seen = Seen(self._source.losses(), self._source.standing, not is_all)
         return render_table(rows, seen, console)
 
     def _watch(self, interval_s: float, interrupts: Interrupts, end_s: float | None) -> float:

@@ -16,7 +16,7 @@ from tracer.cli.run import Interrupts
 from tracer.cli.theme import make_console
 from tracer.core.drops import Rung
 from tracer.errors import KernelRefusedError
-from tracer.sources.drops import RULE_RATE, DropSource
+from tracer.sources.drops import CALIBRATE_S, RULE_RATE, DropSource
 
 __all__ = ["drops"]
 
@@ -52,6 +52,13 @@ __all__ = ["drops"]
 @click.option(
     "--rung", type=click.Choice([r.value for r in Rung]), help="force how drops are named"
 )
+@click.option(
+    "--calibrate",
+    type=click.FloatRange(0.1),
+    default=CALIBRATE_S,
+    metavar="S",
+    help=f"prove at most so many seconds how drops are named (default: {CALIBRATE_S:g})",
+)
 @click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text")
 @click.option("--color", type=click.Choice(["auto", "always", "never"]), default="auto")
 @daemon_option
@@ -66,7 +73,8 @@ def drops(**words: Any) -> int:  # noqa: ANN401 - click hands over what its opti
     wanted = read_filter({**words, **nowhere})
     namespaces = namespaces_of(words["netns"])
     everywhere = "all" in words["netns"]
-    source = DropSource(namespaces, Rung(words["rung"]) if words["rung"] else None)
+    rung = Rung(words["rung"]) if words["rung"] else None
+    source = DropSource(namespaces, rung, words["calibrate"])
     if words["rule_rate"] is not None:
         source.set_rule_rate(words["rule_rate"])
     source.open()
