@@ -480,6 +480,8 @@ int on_kfree_skb_count(struct bpf_raw_tracepoint_args *ctx)
 	if (t->key.reason == NT_REASON_CONSUMED)
 		return 0; /* the end of a packet that arrived */
 #endif
+#else
+	t->key.reason = NT_REASON_NONE;
 #endif
 	nt_read(&t->dev, &skb->dev);
 	t->protocol = 0;
