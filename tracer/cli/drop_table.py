@@ -110,8 +110,8 @@ def render_table(rows: Sequence[DropRow], seen: Seen, console: Console) -> Rende
     """Return the table, and below it what is not in it."""
     symbols = symbols_for(console)
     if not rows:
-        which = "nothing that was asked for" if seen.filtered else "nothing"
-        return Group(Text(f"{which} was dropped yet", style=QUIET), _foot(rows, seen))
+        which = " that was asked for" if seen.filtered else ""
+        return Group(Text(f"nothing was dropped yet{which}", style=QUIET), _foot(rows, seen))
     table = Table(box=None, pad_edge=False, header_style=STRONG, padding=(0, 2, 0, 0))
     table.add_column("per s", justify="right", no_wrap=True)
     table.add_column("total", justify="right", no_wrap=True)
