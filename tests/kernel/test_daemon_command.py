@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.kernel import nets
-from tests.kernel.daemon_helper import daemon, spawn_daemon, write_config
+from tests.kernel.daemon_helper import daemon, spawn_daemon, wait_for_carrier, write_config
 from tracer.daemon.privileges import CAPABILITIES, NEEDED
 from tracer.daemon.settings_file import parse_settings
 
@@ -35,6 +35,7 @@ def cable(netns: Callable[..., str]) -> None:
     netns("a")
     netns("b")
     nets.veth("a", "a0", "10.1.0.1/24", "b", "b0", f"{_TO_B}/24")
+    wait_for_carrier("a", _TO_B, "b", "b0")
     nets.load_rules("b", "legacy", _LEGACY)
 
 
@@ -118,13 +119,7 @@ def test_who_follows_goes_before_the_daemons_own_tracing(tmp_path: Path) -> None
 @pytest.mark.usefixtures("cable")
 def test_what_is_dropped_now_can_be_learned(tmp_path: Path) -> None:
     """The printed entries name just the rule that dropped, and can be loaded."""
-
-    def has_dropped() -> bool:
-        # A cable that was laid this moment may not carry yet.
-        nets.send_udp("a", _TO_B, 7002, 1)
-        return nets.rule_counters("b", "legacy", "mangle", "FIREWALL_10.1.0.2")[1] > 0
-
-    nets.wait_until(has_dropped, 10, "a drop")
+    nets.send_udp("a", _TO_B, 7002, 3)
     config = write_config(tmp_path, "d", {"watch": {"namespaces": ["b"]}})
     command = (sys.executable, "-m", "tracer.cli.main", "daemon", "--config", str(config))
     done = nets.run(*command, "--learn", "0.5")

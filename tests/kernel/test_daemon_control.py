@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.kernel import nets
+from tests.kernel.daemon_helper import wait_for_carrier
 from tracer.daemon.control import ControlServer
 from tracer.daemon.messages import Messages
 from tracer.daemon.settings import ControlSettings, MessageSettings
@@ -45,6 +46,7 @@ def cable(netns: Callable[..., str]) -> None:
     netns("a")
     netns("b")
     nets.veth("a", "a0", "10.1.0.1/24", "b", "b0", f"{_TO_B}/24")
+    wait_for_carrier("a", _TO_B, "b", "b0")
     nets.load_rules("b", "nftables", _RULES)
 
 

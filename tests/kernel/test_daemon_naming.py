@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.kernel import nets
+from tests.kernel.daemon_helper import wait_for_carrier
 from tracer.core.drops import Rung
 from tracer.daemon.messages import Messages
 from tracer.daemon.settings import MessageSettings, Settings, TraceSettings, WatchSettings
@@ -51,6 +52,7 @@ def cable(netns: Callable[..., str]) -> None:
     netns("a")
     netns("b")
     nets.veth("a", "a0", "10.1.0.1/24", "b", "b0", f"{_TO_B}/24")
+    wait_for_carrier("a", _TO_B, "b", "b0")
 
 
 @contextlib.contextmanager
@@ -58,12 +60,15 @@ def _watching(rung: str = "reason", **trace: object) -> Iterator[Watch]:
     # Another test's flood on the same machine must not hide the one packet of this one.
     every = TraceSettings(records_per_second=10_000_000)
     settings = Settings(watch=WatchSettings(("b",), rung), trace=replace(every, **trace))
-    watch = Watch(settings, Messages(MessageSettings(), io.StringIO()))
+    said = io.StringIO()
+    watch = Watch(settings, Messages(MessageSettings("json", "debug"), said))
     watch.open()
     try:
         yield watch
     finally:
-        assert [] == watch.close()
+        resisted = watch.close()
+        print(said.getvalue())  # noqa: T201 - shown where the test fails
+    assert [] == resisted
 
 
 def _turn_until(watch: Watch, condition: Callable[[], bool], timeout_s: float = 10) -> None:
@@ -99,6 +104,7 @@ def _name(watch: Watch, port: int, sport: int = 5555, dst: str = _TO_B) -> None:
         ("nft", _LEGACY, "-A FIREWALL -p udp -m udp --dport 7002 -j DROP"),
         ("nftables", _NFT, "udp dport 7002 drop"),
     ],
+    ids=["legacy", "nft", "nftables"],
 )
 def test_the_next_packet_names_the_rule(backend: str, rules: str, text: str) -> None:
     """The first drop arms its flow, the second one is told whole, and nothing stays."""

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.kernel import nets
-from tests.kernel.daemon_helper import daemon, spawn_daemon
+from tests.kernel.daemon_helper import daemon, spawn_daemon, wait_for_carrier
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -38,6 +38,7 @@ def cable(netns: Callable[..., str]) -> None:
     netns("a")
     netns("b")
     nets.veth("a", "a0", "10.1.0.1/24", "b", "b0", f"{_TO_B}/24")
+    wait_for_carrier("a", _TO_B, "b", "b0")
     nets.load_rules("b", "legacy", _LEGACY.format(""))
 
 
