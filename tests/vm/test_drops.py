@@ -8,6 +8,9 @@ import sys
 from tests.kernel import nets
 from tracer.demo.lab import Backend, Lab
 
+#: Known drops take a second under emulation, and many where the machine is busy.
+_PATIENT = ("--interval", "9", "--calibrate", "120")
+
 
 def test_the_killing_rule_is_named_unasked(netns: object) -> None:
     """`nftrace drops --once --netns all` names vr2's rule while ssh is tried, certain of it."""
@@ -15,7 +18,7 @@ def test_the_killing_rule_is_named_unasked(netns: object) -> None:
     command = (sys.executable, "-m", "tracer.cli.main", "drops", "--once", "--netns", "all")
     with (
         Lab(Backend.LEGACY) as lab,
-        nets.spawn("vr1", *command, "-o", "json", "--interval", "9", cwd=nets.ROOT) as process,
+        nets.spawn("vr1", *command, *_PATIENT, "-o", "json", cwd=nets.ROOT) as process,
     ):
         while process.poll() is None:
             # Three SYNs in four seconds; the watch begins and ends while they are tried.
