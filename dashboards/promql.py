@@ -3,8 +3,9 @@ Expressions of Prometheus that alerts and panels have in common.
 
 A series that begins at 3 has no increase: Prometheus saw no 0 before it. Drops of a kind
 that never occurred have no series, so what is new is worth the most and `increase()` tells
-nothing of it. `count_new()` takes such a beginning as an increase from 0, where nftrace
-was scraped there before.
+nothing of it. Here such a beginning is an increase from 0, where the daemon was scraped
+before it: `count_new()` demands that at the window's start and is for alerts; `count_in()`
+at any time in it and is for panels, whose window may be longer than the daemon's life.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Final
 
 from exporters.prometheus_metrics import BY_NAME
 
-__all__ = ["DROPPING", "TARGET", "as_sum", "count_new", "with_text"]
+__all__ = ["DROPPING", "TARGET", "as_sum", "count_in", "count_new", "rate_in", "with_text"]
 
 #: What tells one daemon from another.
 TARGET: Final = "job, instance"
@@ -49,18 +50,44 @@ def count_new(metric: str, selector: str, window: str) -> str:
     )
 
 
+def count_in(metric: str, selector: str, window: str) -> str:
+    """Return what *metric* counted in *window*, or in as much of it as was scraped."""
+    chosen = f"{metric}{{{selector}}}"
+    scrapes = f"sum by ({TARGET}) (count_over_time(nftrace_build_info[{window}]))"
+    began = (
+        f"(\n  min_over_time({chosen}[{window}])"
+        f" unless ignoring (expected) {metric} offset {window}\n)"
+        f" and (\n  count_over_time({chosen}[{window}])"
+        f" < on ({TARGET}) group_left () {scrapes}\n)"
+    )
+    rose = f"increase({chosen}[{window}])"
+    return f"{rose} + (\n{_indent(began)}\n)\nor\n{rose}"
+
+
+def rate_in(metric: str, selector: str) -> str:
+    """Return the same as a rate, packets or bytes a second, over Grafana's rate interval."""
+    counted = count_in(metric, selector, "$__rate_interval")
+    return f"(\n{_indent(counted)}\n) / ($__rate_interval_ms / 1000)"
+
+
 def with_text(value: str) -> str:
     """
     Join *value*, one series a rule, with what people read of the rule.
 
-    A rule that is gone, or counted together with others, stays, with a text that says so.
+    Where the last scrape has no text, as it was not answered or the rule is gone, it is
+    the last one of five minutes; a rule that is counted together with others has none, and
+    stays, with a text that says so.
     """
-    without = f"ignoring ({_READABLE}, verdict, expected)"
+    info = "nftrace_rule_info"
+    aside = f"{_READABLE}, verdict, expected"
+    without = f"ignoring ({aside})"
+    last = f"topk without ({aside}) (1, last_over_time({info}[5m]))"
+    known = f"(\n  {info} or {last} unless {without} {info}\n)"
     inner = _indent(value)
     return (
         f"(\n{inner}\n)\n"
-        f"* {without} group_left ({_READABLE}) nftrace_rule_info\n"
-        f"or label_replace(\n  (\n{_indent(inner)}\n  ) unless {without} nftrace_rule_info,\n"
+        f"* {without} group_left ({_READABLE}) {known}\n"
+        f"or label_replace(\n  (\n{_indent(inner)}\n  ) unless {without} {known},\n"
         f'  "text", "{_NO_TEXT}", "", ""\n)'
     )
 

@@ -79,6 +79,11 @@ def _rise(selector: str, window: str) -> str:
     return as_sum(_RULE, count_new(_RULE, f"{selector}, {DROPPING}", window))
 
 
+def _there_since(ago: str) -> str:
+    """Demand that the daemon was scraped that long *ago*: what it saw first is not new."""
+    return f"and on ({TARGET}) last_over_time(nftrace_build_info[1m] offset {ago})"
+
+
 def _unexpected_in_mangle(pace: Pace) -> Alert:
     rise = _rise(f'table="mangle", {_UNEXPECTED}', pace.window)
     return Alert(
@@ -94,12 +99,19 @@ def _unexpected_in_mangle(pace: Pace) -> Alert:
 
 
 def _new_dropping_rule(pace: Pace) -> Alert:
+    chosen = f"{_RULE}{{{_UNEXPECTED}, {DROPPING}}}"
     rise = f"{_rise(_UNEXPECTED, pace.fresh)} > 0"
-    ever = as_sum(_RULE, f"{_RULE}{{{DROPPING}}} offset {pace.fresh}")
+    # Values never fall: what was 0 in the window was 0 ever before.
+    at_zero = as_sum(_RULE, f"min_over_time({chosen}[{pace.fresh}])")
+    began = as_sum(_RULE, f"{chosen} unless ignoring (expected) {_RULE} offset {pace.fresh}")
+    first = f"(\n{rise}\n) and (\n{at_zero} == 0 or {began} {_there_since(pace.fresh)}\n)"
     lately = as_sum(_RULE, f"increase({_RULE}{{{DROPPING}}}[{pace.quiet}] offset {pace.fresh})")
     changed = f"increase(nftrace_ruleset_changes_total[{pace.fresh}]) > 0"
-    first = f"(\n{rise} unless {ever} > 0\n)"
-    again = f"(\n{rise} unless {lately} > 0\n) and on ({TARGET}, netns) {changed}"
+    long_ago = f"{_seconds(pace.fresh) + _seconds(pace.quiet)}s"
+    again = (
+        f"(\n{rise} unless {lately} > 0\n)"
+        f" and on ({TARGET}, netns) {changed} {_there_since(long_ago)}"
+    )
     return Alert(
         "NftraceNewDroppingRule",
         with_text(f"{first}\nor {again}"),
@@ -151,7 +163,7 @@ def _outside_netfilter(pace: Pace) -> Alert:
     usual = f"{past} * {_seconds(pace.window)}"
     return Alert(
         "NftraceDropsOutsideNetfilterRose",
-        f"(\n{now} > 10\n) unless (\n{now} <= 3 * {usual}\n)",
+        f"(\n{now} > 10\n) unless (\n{now} <= 3 * {usual}\n) {_there_since(pace.window)}",
         "0s",
         "warning",
         "{instance}, netns {netns}: packets dropped by the kernel itself: {reason}"

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from dashboards.grafana.model import HERE, query
 from dashboards.grafana.panels import GREEN, ORANGE, RED, panel, thresholds
+from dashboards.promql import rate_in
 
 if TYPE_CHECKING:
     from dashboards.grafana.model import Json
@@ -56,7 +57,7 @@ _WAYS: Final = (
 def _rate(selector: str) -> str:
     """Return a rate that is 0 where nothing died, and nothing where nobody watched."""
     watched = f'max(nftrace_source_up{{{HERE.split(", ", maxsplit=1)[0]}, source="drops"}} == 1)'
-    died = f"sum(rate(nftrace_drops_total{{{HERE}, {selector}}}[$__rate_interval]))"
+    died = f"sum(\n{rate_in('nftrace_drops_total', f'{HERE}, {selector}')}\n)"
     return f"{died} or on () (0 * {watched})"
 
 

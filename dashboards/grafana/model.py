@@ -24,6 +24,8 @@ DATASOURCE: Final = {"type": "prometheus", "uid": "${datasource}"}
 _SCHEMA_VERSION: Final = 42
 _WIDTH: Final = 24
 TAG: Final = "nftrace"
+#: PromVariableQueryType.ClassicQuery of Grafana's Prometheus data source: as it is written.
+_CLASSIC: Final = 5
 
 
 def query(expr: str, legend: str = "", *, instant: bool = False, table: bool = False) -> Json:
@@ -46,7 +48,7 @@ def variable(name: str, label: str, asked: str, *, many: bool = True, regex: str
         "name": name,
         "label": label,
         "datasource": DATASOURCE,
-        "query": {"query": asked, "refId": name},
+        "query": {"query": asked, "qryType": _CLASSIC, "refId": name},
         "regex": regex,
         "refresh": 2,
         "sort": 1,

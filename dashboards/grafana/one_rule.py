@@ -35,11 +35,8 @@ _COLUMNS: Final = {
 def _rule_variable() -> Json:
     """Offer rules by their texts; the value is the id, which no text is."""
     regex = r'/rule_id="(?<value>[^"]+)".*text="(?<text>(?:[^"\\]|\\.)*)"/'
-    made = variable(
-        "rule", "Rule", f"query_result(nftrace_rule_info{{{PLACE}}})", many=False, regex=regex
-    )
-    made["query"]["qryType"] = 3
-    return made
+    asked = f"query_result(nftrace_rule_info{{{PLACE}}})"
+    return variable("rule", "Rule", asked, many=False, regex=regex)
 
 
 def _numbers() -> list[tuple[int, Json]]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 from dashboards.grafana.diagram import make_diagram
 from dashboards.grafana.model import HERE, PLACE, layout, make_dashboard, query
 from dashboards.grafana.panels import GREEN, ORANGE, RED, stat, table, time_series
-from dashboards.promql import DROPPING, as_sum, with_text
+from dashboards.promql import DROPPING, as_sum, count_in, rate_in, with_text
 
 if TYPE_CHECKING:
     from dashboards.grafana.model import Json
@@ -16,11 +16,14 @@ __all__ = ["UID", "make_traffic"]
 
 UID: Final = "nftrace-traffic"
 RULE_UID: Final = "nftrace-rule"
-_RULE: Final = f"nftrace_rule_packets_total{{{PLACE}, {DROPPING}}}"
-_UNEXPECTED: Final = f'nftrace_rule_packets_total{{{PLACE}, {DROPPING}, expected="false"}}'
-_DROPS: Final = f"nftrace_drops_total{{{HERE}}}"
-_POLICIES: Final = f"nftrace_policy_drops_total{{{PLACE}}}"
-_OF_RULE: Final = "nftrace_rule_packets_total"
+_PACKETS: Final = "nftrace_rule_packets_total"
+_POLICY: Final = "nftrace_policy_drops_total"
+_DROPS: Final = "nftrace_drops_total"
+_BYTES: Final = "nftrace_drop_bytes_total"
+_DROPPING_HERE: Final = f"{PLACE}, {DROPPING}"
+_RULE: Final = f"{_PACKETS}{{{_DROPPING_HERE}}}"
+_UNEXPECTED: Final = f'{_DROPPING_HERE}, expected="false"'
+_RANGE: Final = "$__range"
 _WORST: Final = 50
 
 _COLUMNS: Final = {
@@ -39,7 +42,7 @@ _COLUMNS: Final = {
 
 def _to_rule() -> Json:
     chosen = "&".join(
-        f"var-{name}=${{__data.fields.{label}}}"
+        f"var-{name}=${{__data.fields.{label}:percentencode}}"
         for name, label in (
             ("host", "Host"),
             ("netns", "Namespace"),
@@ -63,7 +66,7 @@ def _seen(edge: str) -> str:
 
 
 def _worst() -> Json:
-    counted = as_sum(_OF_RULE, f"increase({_RULE}[$__range])")
+    counted = as_sum(_PACKETS, count_in(_PACKETS, _DROPPING_HERE, _RANGE))
     return table(
         "Worst rules",
         [
@@ -86,7 +89,12 @@ def _worst() -> Json:
     )
 
 
+def _sum_in(metric: str, selector: str) -> str:
+    return f"sum(\n{count_in(metric, selector, _RANGE)}\n) or vector(0)"
+
+
 def _numbers() -> list[tuple[int, Json]]:
+    dropped = as_sum(_PACKETS, count_in(_PACKETS, _DROPPING_HERE, _RANGE))
     over_range = "in the time shown"
     warn = ((None, GREEN), (0.5, ORANGE), (1000, RED))
     return [
@@ -94,7 +102,7 @@ def _numbers() -> list[tuple[int, Json]]:
             6,
             stat(
                 f"Packets that died {over_range}",
-                [query(f"sum(increase({_DROPS}[$__range]))", instant=True)],
+                [query(_sum_in(_DROPS, HERE), instant=True)],
                 steps=warn,
             ),
         ),
@@ -102,7 +110,7 @@ def _numbers() -> list[tuple[int, Json]]:
             6,
             stat(
                 f"By rules that nobody called expected, {over_range}",
-                [query(f"sum(increase({_UNEXPECTED}[$__range])) or vector(0)", instant=True)],
+                [query(_sum_in(_PACKETS, _UNEXPECTED), instant=True)],
                 steps=warn,
             ),
         ),
@@ -110,7 +118,7 @@ def _numbers() -> list[tuple[int, Json]]:
             6,
             stat(
                 f"Rules that dropped {over_range}",
-                [query(f"count(increase({_RULE}[$__range]) > 0) or vector(0)", instant=True)],
+                [query(f"count({dropped} > 0) or vector(0)", instant=True)],
                 steps=((None, GREEN), (1, ORANGE)),
             ),
         ),
@@ -118,7 +126,7 @@ def _numbers() -> list[tuple[int, Json]]:
             6,
             stat(
                 f"By policies, {over_range}",
-                [query(f"sum(increase({_POLICIES}[$__range])) or vector(0)", instant=True)],
+                [query(_sum_in(_POLICY, PLACE), instant=True)],
                 steps=warn,
             ),
         ),
@@ -126,8 +134,8 @@ def _numbers() -> list[tuple[int, Json]]:
 
 
 def _over_time() -> list[tuple[int, Json]]:
-    by_reason = f"sum by (netns, reason) (rate({_DROPS}[$__rate_interval])) > 0"
-    top = f"topk(10, {as_sum(_OF_RULE, f'rate({_RULE}[$__rate_interval])')} > 0)"
+    by_reason = f"sum by (netns, reason) (\n{rate_in(_DROPS, HERE)}\n) > 0"
+    top = f"topk(10, {as_sum(_PACKETS, rate_in(_PACKETS, _DROPPING_HERE))} > 0)"
     return [
         (
             12,
@@ -150,9 +158,8 @@ def _over_time() -> list[tuple[int, Json]]:
 
 
 def _by_place() -> list[tuple[int, Json]]:
-    by_table = f"sum by (netns, hook, table) (rate({_DROPS}[$__rate_interval])) > 0"
-    bytes_of = f"nftrace_drop_bytes_total{{{HERE}}}"
-    policies = as_sum("nftrace_policy_drops_total", f"rate({_POLICIES}[$__rate_interval])")
+    by_table = f"sum by (netns, hook, table) (\n{rate_in(_DROPS, HERE)}\n) > 0"
+    policies = as_sum(_POLICY, rate_in(_POLICY, PLACE))
     return [
         (
             8,
@@ -166,7 +173,7 @@ def _by_place() -> list[tuple[int, Json]]:
             8,
             time_series(
                 "Bytes that died",
-                [query(f"sum by (netns) (rate({bytes_of}[$__rate_interval]))", "{{netns}}")],
+                [query(f"sum by (netns) (\n{rate_in(_BYTES, HERE)}\n)", "{{netns}}")],
                 unit="Bps",
                 stacked=True,
             ),

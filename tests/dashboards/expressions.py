@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 #: What Grafana puts in for its variables, at their first values and in this order.
 _CHOSEN = {
+    "$__rate_interval_ms": "60000",
     "$__rate_interval": "1m",
     "$__range": "1h",
     "$__interval": "15s",

@@ -86,6 +86,27 @@ CASES = (
         f"router, netns vr2: packets dropped by {AT_RULE} (7 in 5m)",
     ),
     Case(
+        "a scrape that was not answered since",
+        MANGLE,
+        "10m",
+        (ALIVE, series("nftrace_rule_info", INFO, "1x38 stale"), rule("0x34 1 1 2 3 stale")),
+        NAMED,
+        f"router, netns vr2: packets dropped by {AT_RULE} (3 in 5m)",
+    ),
+    Case(
+        "two places of the rule since, and a scrape that was not answered",
+        MANGLE,
+        "10m",
+        (
+            ALIVE,
+            series("nftrace_rule_info", {**INFO, "rule": "4"}, "1x30 stale"),
+            series("nftrace_rule_info", INFO, "_x30 1x100"),
+            rule("0x34 1 1 2 3x100"),
+        ),
+        NAMED,
+        f"router, netns vr2: packets dropped by {AT_RULE} (3 in 5m)",
+    ),
+    Case(
         "a rule that is gone since",
         MANGLE,
         "10m",
@@ -137,7 +158,18 @@ CASES = (
             series("nftrace_ruleset_changes_total", CHANGES, "0x450 1x200"),
         ),
     ),
-    Case("a daemon that just came", NEW, "5m", (ALIVE, TEXT, rule("7x600"))),
+    Case("a daemon that just came", NEW, "5m", (ALIVE, TEXT, rule("7+3x600"))),
+    Case(
+        "a daemon that just came, and a change",
+        NEW,
+        "20m",
+        (
+            ALIVE,
+            TEXT,
+            rule("7+3x600"),
+            series("nftrace_ruleset_changes_total", CHANGES, "0x30 1x200"),
+        ),
+    ),
     Case(
         "2 drops a second where 1 a minute was usual",
         FAR,
@@ -203,6 +235,12 @@ CASES = (
         ),
         {**TARGET, "netns": "vr2", "reason": "NETFILTER_DROP"},
         "router, netns vr2: packets dropped by the kernel itself: NETFILTER_DROP (13 in 5m)",
+    ),
+    Case(
+        "as many as always, and a daemon that just came",
+        OUTSIDE,
+        "4m",
+        (ALIVE, series("nftrace_drops_total", {**KIND, "reason": "IP_INNOROUTES"}, "7+5x500")),
     ),
     Case(
         "as many without a route as always",
