@@ -79,7 +79,7 @@ def _send_arp(count: int) -> None:
 def _placed(rung: Rung) -> tuple[dict[tuple[str | None, ...], int], set[bool], int]:
     """Send to every dropper; return what had a place, whether that was sure, and the rest."""
     inodes = {find_namespace(name).inode for name in ("r", "c")}
-    with contextlib.closing(DropSource([find_namespace("c")], rung, 60.0)) as source:
+    with contextlib.closing(DropSource([find_namespace("c")], rung, 240.0)) as source:
         source.open()
         for port, count in ((7202, 3), (7205, 7), (7207, 11), (7208, 13), (7209, 17)):
             nets.send_udp("a", _TO_C, port, count)

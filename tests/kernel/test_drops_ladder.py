@@ -98,7 +98,7 @@ def ruled(netns: Callable[..., str]) -> str:
 
 
 @contextlib.contextmanager
-def _opened(rung: Rung | None = None, calibrate_s: float = 60.0) -> Iterator[DropSource]:
+def _opened(rung: Rung | None = None, calibrate_s: float = 240.0) -> Iterator[DropSource]:
     source = DropSource([find_namespace("b")], rung, calibrate_s)
     source.open()
     with contextlib.closing(source):
