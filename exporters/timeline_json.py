@@ -10,9 +10,10 @@ from tracer.core.timeline_words import Clock, killer_words, place_words, what_ha
 
 if TYPE_CHECKING:
     from tracer.core.log_rows import Change
+    from tracer.core.timeline_blame import Blame
     from tracer.core.timeline_events import Cause, FlowDrops, Killer, Survivors, Timeline
 
-__all__ = ["render_change", "render_timeline"]
+__all__ = ["render_blame", "render_change", "render_timeline"]
 
 
 def render_timeline(timeline: Timeline) -> str:
@@ -25,7 +26,7 @@ def render_timeline(timeline: Timeline) -> str:
         "seen_until": clock.date_time(timeline.seen_until_ns),
         "bucket_s": timeline.width_ns / 1e9,
         "killers": [_killer(killer, clock) for killer in timeline.killers],
-        "changes": [render_change(change) for change in timeline.changes],
+        "changes": [render_change(one.change) for one in timeline.changes],
         "survivors": [_survivors(one, clock) for one in timeline.survivors],
         "losses": [
             {"source": one.source, "what": one.what, "count": one.count, "unit": one.unit}
@@ -54,6 +55,28 @@ def render_change(change: Change) -> dict[str, Any]:
         "command": change.command or None,
         "parents": doer_parents(change),
         "by": doer(change) or None,
+    }
+
+
+def render_blame(blame: Blame) -> dict[str, Any]:
+    """Return one rule and who brought it, `nftrace.blame/1`."""
+    netns, engine, family, table = blame.key
+    clock = Clock(None, blame.since_ns, blame.since_ns)
+    return {
+        "schema": "nftrace.blame/1",
+        "netns": netns,
+        "engine": engine,
+        "family": family,
+        "table": table,
+        "chain": blame.chain,
+        "rule": blame.rule.number,
+        "handle": blame.rule.handle,
+        "text": blame.rule.text,
+        "since": clock.date_time(blame.since_ns),
+        "brought": None if blame.brought is None else render_change(blame.brought),
+        "was": list(blame.was),
+        "packets": blame.packets,
+        "last": clock.date_time(blame.last_ns) if blame.last_ns else None,
     }
 
 

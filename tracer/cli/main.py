@@ -16,7 +16,7 @@ __all__ = ["cli", "main"]
 _USAGE = 2
 _INTERRUPTED = 130
 #: Each is the command of that name in the module of that name.
-_COMMANDS = ("drops", "follow", "daemon", "timeline", "show", "export", "check", "demo")
+_COMMANDS = ("drops", "follow", "daemon", "timeline", "blame", "show", "export", "check", "demo")
 
 
 class _Commands(click.Group):

@@ -145,10 +145,11 @@ class TimelinePrinter:
         if not changes:
             return
         self._say("")
-        for number, change in enumerate(changes[-_CHANGES:]):
+        for number, one in enumerate(changes[-_CHANGES:]):
+            change = one.change
             by = doer(change)
             where = f"{change.netns}: " if change.netns else ""
-            text = f"{self._clock.time(change.time_ns)}  {where}{change_words(change)}"
+            text = f"{self._clock.time(change.time_ns)}  {where}{change_words(change, one.diff)}"
             self._line("" if number else "changes", text + (f" by {by}" if by else ""))
         if len(changes) > _CHANGES:
             self._line("", f"and {len(changes) - _CHANGES:,} before these")

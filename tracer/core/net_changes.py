@@ -107,7 +107,7 @@ class FactReader:
         words.append(f"mtu {_number(values.get(4, b''))}")
         if 10 in values:  # noqa: PLR2004 - IFLA_MASTER
             words.append(f"master {self.name(_number(values[10]))}")
-        yield Fact("link", (index,), name, ", ".join([*words, f"name {name}"]))
+        yield Fact("link", (index,), name, ", ".join(words))
 
     def read_address(self, kind: int, body: bytes, values: Mapping[int, bytes]) -> Iterator[Fact]:
         """Read struct ifaddrmsg."""

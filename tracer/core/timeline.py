@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from tracer.core.journey import Verdict
 from tracer.core.timeline_causes import Suspect, find_causes, find_fix
-from tracer.core.timeline_events import Killer, State, Timeline
+from tracer.core.timeline_events import Killer, Marked, State, Timeline
 from tracer.core.timeline_versions import Versions
 
 if TYPE_CHECKING:
@@ -24,20 +24,22 @@ if TYPE_CHECKING:
     from tracer.core.timeline_events import DropGroup, Evidence, FlowDrops, Place
     from tracer.core.timeline_versions import TableKey
 
-__all__ = ["build_timeline"]
+__all__ = ["Case", "build_timeline", "collect_drops"]
 
 #: Drops are met by a rule that came so much later at most: its change was told late.
 _LATE_NS: Final = 3_000_000_000
 #: Without a change that ended it, it is quiet after so long, or so many usual pauses.
 _QUIET_NS: Final = 60_000_000_000
 _PAUSES: Final = 10
+#: Changes of rules that are compared to say what they changed; one of 20,000 rules takes 0.1 s.
+_DIFFED: Final = 100
 _KILLS: Final = (Verdict.DROP, Verdict.REJECT)
 
 _Key = tuple[object, ...]
 
 
 @dataclass(slots=True)
-class _Case:
+class Case:
     """One killer while it is being put together."""
 
     place: Place
@@ -51,26 +53,41 @@ class _Case:
 def build_timeline(evidence: Evidence) -> Timeline:
     """Return what happened, the worst killer first."""
     versions = Versions(evidence.changes, evidence.read)
-    cases = _infer(_collect(evidence.groups, versions), versions)
+    cases = collect_drops(evidence.groups, versions)
     told = [_tell(case, evidence, versions) for case in cases]
     told.sort(key=lambda one: (-one.packets, one.first_ns))
-    window = range(evidence.since_ns, evidence.until_ns + 1)
     return Timeline(
         evidence.since_ns,
         evidence.until_ns,
         evidence.width_ns,
         evidence.seen_until_ns,
         tuple(told),
-        tuple(o for o in evidence.changes if o.action != "stands" and o.time_ns in window),
+        _mark(evidence, versions),
         tuple(evidence.survivors),
         tuple(evidence.losses),
         evidence.is_cut,
     )
 
 
-def _collect(groups: Iterable[DropGroup], versions: Versions) -> dict[_Key, _Case]:
+def collect_drops(groups: Iterable[DropGroup], versions: Versions) -> list[Case]:
+    """Return what killed, each rule once, with its drops."""
+    return _infer(_collect(groups, versions), versions)
+
+
+def _mark(evidence: Evidence, versions: Versions) -> tuple[Marked, ...]:
+    """Return the changes in the window, the last ones with what they changed of rules."""
+    window = range(evidence.since_ns, evidence.until_ns + 1)
+    there = [o for o in evidence.changes if o.action != "stands" and o.time_ns in window]
+    marked = [Marked(change) for change in there[:-_DIFFED]]
+    for change in there[-_DIFFED:]:
+        diff = versions.diff(change) if change.what == "ruleset" else None
+        marked.append(Marked(change, diff))
+    return tuple(marked)
+
+
+def _collect(groups: Iterable[DropGroup], versions: Versions) -> dict[_Key, Case]:
     """Put together what one rule did under several numbers and handles."""
-    cases: dict[_Key, _Case] = {}
+    cases: dict[_Key, Case] = {}
     for group in sorted(groups, key=lambda one: one.first_ns):
         place = group.place
         chain, rule = _resolve(group, versions)
@@ -78,7 +95,7 @@ def _collect(groups: Iterable[DropGroup], versions: Versions) -> dict[_Key, _Cas
         # A rule may kill for several reasons, as DROP and REJECT have one each.
         reason = "" if place.kind in {"rule", "policy"} else place.reason
         key = (*_table_of(place), place.kind, place.hook, reason, chain, which)
-        case = cases.setdefault(key, _Case(place, chain, rule))
+        case = cases.setdefault(key, Case(place, chain, rule))
         case.groups.append(group)
         case.places.add(place)
     return cases
@@ -117,7 +134,7 @@ def _is_late(time_ns: int, group: DropGroup) -> bool:
     return time_ns <= max(group.first_ns + _LATE_NS, group.last_ns)
 
 
-def _infer(cases: dict[_Key, _Case], versions: Versions) -> list[_Case]:
+def _infer(cases: dict[_Key, Case], versions: Versions) -> list[Case]:
     """
     Give drops of which only the table is known to the one rule of it that is known to kill.
 
@@ -144,7 +161,7 @@ def _is_mate(place: Place, other: Place) -> bool:
     return same and other.kind in {"rule", "policy"}
 
 
-def _guess(case: _Case, versions: Versions) -> None:
+def _guess(case: Case, versions: Versions) -> None:
     key = _table_of(case.place)
     first_ns = min(group.first_ns for group in case.groups)
     known, at = versions.of(key), versions.index_at(key, first_ns)
@@ -162,7 +179,7 @@ def _guess(case: _Case, versions: Versions) -> None:
             return
 
 
-def _tell(case: _Case, evidence: Evidence, versions: Versions) -> Killer:
+def _tell(case: Case, evidence: Evidence, versions: Versions) -> Killer:
     groups = case.groups
     first_ns = min(group.first_ns for group in groups)
     last_ns = max(group.last_ns for group in groups)
@@ -197,7 +214,7 @@ def _tell(case: _Case, evidence: Evidence, versions: Versions) -> Killer:
     )
 
 
-def _table_then(case: _Case, first_ns: int, versions: Versions) -> Table | None:
+def _table_then(case: Case, first_ns: int, versions: Versions) -> Table | None:
     """Return the table as it stood with the rule in it."""
     key = _table_of(case.place)
     known, at = versions.of(key), versions.index_at(key, first_ns)
@@ -211,7 +228,7 @@ def _table_then(case: _Case, first_ns: int, versions: Versions) -> Table | None:
     return with_chain[0] if with_chain else None
 
 
-def _base_chain(table: Table | None, case: _Case) -> str:
+def _base_chain(table: Table | None, case: Case) -> str:
     if table is None:
         return case.chain if case.place.engine == "nft" else case.place.hook.upper()
     if table.chains[case.chain].hook is not None:
@@ -220,7 +237,7 @@ def _base_chain(table: Table | None, case: _Case) -> str:
     return hooked[0] if len(hooked) == 1 else ""
 
 
-def _rules_before(table: Table | None, case: _Case) -> tuple[Rule, ...]:
+def _rules_before(table: Table | None, case: Case) -> tuple[Rule, ...]:
     if table is None or case.rule is None:
         return ()
     rules = table.chains[case.chain].rules

@@ -25,6 +25,7 @@ __all__ = [
     "Evidence",
     "FlowDrops",
     "Killer",
+    "Marked",
     "Place",
     "State",
     "Survivors",
@@ -180,15 +181,23 @@ class Killer:
 
 
 @dataclass(frozen=True, slots=True)
+class Marked:
+    """A change in the window; *diff* is of rules, None where it was not looked at."""
+
+    change: Change
+    diff: TableDiff | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Timeline:
-    """What happened, most packets first."""
+    """What happened: killers with most packets first, changes in the order of time."""
 
     since_ns: int
     until_ns: int
     width_ns: int
     seen_until_ns: int
     killers: tuple[Killer, ...]
-    changes: tuple[Change, ...]
+    changes: tuple[Marked, ...]
     survivors: tuple[Survivors, ...]
     losses: tuple[Loss, ...]
     is_cut: bool

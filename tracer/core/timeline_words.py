@@ -139,8 +139,10 @@ def change_words(change: Change, diff: TableDiff | None = None) -> str:
 def _table_words(change: Change, diff: TableDiff | None) -> str:
     if change.action in {"new", "gone"}:
         return "was made" if change.action == "new" else "was removed"
-    if diff is None or not diff:
-        return "was loaded again"
+    if diff is None:
+        return "was changed"
+    if not diff:
+        return "was loaded again, no rule is another"
     if diff.chains_added and len(diff.chains_added) <= _NAMED:
         return f"was given chain {', '.join(diff.chains_added)}"
     chains = sorted(diff.chains)

@@ -114,22 +114,21 @@ class NetChanges:
 
     def _take(self, fact: Fact, now_ns: int) -> Iterator[Change]:
         known = self._facts.get((fact.what, fact.key))
-        before = known.state if known else ""
+        before, after = known.state if known else "", fact.state
+        is_renamed = known is not None and bool(after) and known.subject != fact.subject
         self._remember(fact)
-        if before == fact.state or self._is_alike(fact):
+        if (before == after and not is_renamed) or self._is_alike(fact):
             return
-        action = "new" if not before else "changed" if fact.state else "gone"
+        # The switches of a device that is new are not switched.
+        if fact.what == "sysctl" and not before:
+            return
+        action = "new" if not before else "changed" if after else "gone"
         if fact.what == "neighbour":
-            action = "changed"
-        yield Change(
-            now_ns,
-            self._namespace.name,
-            fact.what,
-            action,
-            fact.subject,
-            before,
-            fact.state or ("reachable" if fact.what == "neighbour" else ""),
-        )
+            action, before = "changed", before or "well or unknown"
+            after = after or "reachable"
+        elif known is not None and is_renamed:
+            before, after = f"{before}, name {known.subject}", f"{after}, name {fact.subject}"
+        yield Change(now_ns, self._namespace.name, fact.what, action, fact.subject, before, after)
 
     def _is_alike(self, fact: Fact) -> bool:
         """Tell whether a device was switched together with all devices, which is told."""
