@@ -119,3 +119,37 @@ def test_nothing_dropped_is_status_one() -> None:
 
     assert 1 == status
     assert "nothing was dropped yet" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--reason", "NO_SOKET"), "perhaps NO_SOCKET"),
+        (("--src", "10.1.0.300"), "--src"),
+        (("--dport", "70000"), "--dport"),
+        (("--hook", "prerooting"), "--hook"),
+        (("--netns", "nowhere"), "nowhere"),
+        (("--proto", "icmp", "--dport", "53"), "has no ports"),
+    ],
+)
+@pytest.mark.usefixtures("cable")
+def test_bad_words_have_one_line(words: tuple[str, ...], said: str) -> None:
+    """What was wrong and what to do, no traceback, status 2."""
+    done = nets.nftrace("b", "drops", "--once", *words)
+
+    assert (2, "") == (done.returncode, done.stdout)
+    assert said in done.stderr
+    assert 1 == len(done.stderr.splitlines())
+
+
+@pytest.mark.usefixtures("cable")
+def test_chosen_packets_alone_are_shown() -> None:
+    """--dport shows the drops of that port, and none of the others'."""
+
+    def send() -> None:
+        nets.send_udp("a", "10.1.0.2", 7003, 3)
+        nets.send_udp("a", "10.1.0.2", 7005, 5)
+
+    (row,) = _rows(send, "--dport", "7003")
+
+    assert ("10.1.0.2:7003", 1.0) == (row["top_destination"], row["top_share"])
