@@ -139,6 +139,8 @@ class Namer:
         self._log = log
         share = settings.cpu_percent / 100
         self._cpu = Bucket(share, share * _CPU_BURST_S, now_s)
+        # What reading traces costs, apart: opening costs once, and is paid for by not arming.
+        self._reading = Bucket(share, share * _CPU_BURST_S, now_s)
         self._spaces: dict[int, _Space] = {}
         self._waiting = 0
 
@@ -242,7 +244,7 @@ class Namer:
             elif (flow := Flow.of_row(flows[row])) in space.waiting:
                 self._count_untraced("waiting", died.packets)
             else:
-                one = _Waiting(flow, ask, kind, now_s + self._settings.wait_s, died)
+                one = _Waiting(flow, ask, kind, now_s, died)
                 space.asked[ask] = space.waiting[flow] = one
                 self._waiting += 1
                 wanted.setdefault(kind.netns, []).append(one)
@@ -313,7 +315,10 @@ class Namer:
             space.refused_until_s = now_s + _REFUSED_S
             self._log.warning("arming_refused", netns=space.namespace.name, why=str(exc))
             return
-        space.until_s = max((one.until_s for one in space.waiting.values()), default=now_s)
+        # From now on, and not from when it began: reading a large ruleset takes seconds.
+        space.until_s = time.monotonic() + self._settings.wait_s * bool(asked)
+        for one in asked:
+            one.until_s = space.until_s
         self.counts.armed += len(asked)
 
     def _open(self, space: _Space, now_s: float) -> None:
@@ -340,11 +345,12 @@ class Namer:
             over = [one for one in space.waiting.values() if now_s >= one.until_s]
             self._end(space, over, "expired")
             self.counts.expired += len(over)
-            overspent = self._cpu.level(now_s) < -_CPU_BURST_S * self._settings.cpu_percent / 100
+            overspent = self._reading.level(now_s) < 0
             idle = not space.waiting and now_s >= space.until_s
             if self.yields or overspent or (idle and not self._settings.twice_seen_syns):
                 self._close(space)
-            self._cpu.spend(time.thread_time() - started_s, now_s)
+            for bucket in (self._cpu, self._reading):
+                bucket.spend(time.thread_time() - started_s, now_s)
 
     def _take(self, space: _Space, told: Iterable[Told], now_s: float) -> None:
         for one in told:
