@@ -34,6 +34,8 @@ DAEMON: Final = "127.0.0.1:10831"
 _POLL_S: Final = 0.1
 #: Prometheus on a busy machine takes seconds.
 _ANSWER_S: Final = 20.0
+#: Some seconds each; a machine that is busy with other things takes its time.
+_START_S: Final = 120.0
 _END_S: Final = 10.0
 
 T = TypeVar("T")
@@ -96,7 +98,7 @@ class Services:
         )
         command = (sys.executable, "-m", "tracer.cli.main", "daemon", "--config", config)
         self._start("nftrace daemon", command)
-        self.wait_for_answer("nftrace daemon", f"http://{DAEMON}/metrics", 60)
+        self.wait_for_answer("nftrace daemon", f"http://{DAEMON}/metrics", _START_S)
 
     def start_alertmanager(self, webhook: str) -> None:
         """Start Alertmanager, which sends each alert to *webhook* at once."""
@@ -118,7 +120,7 @@ class Services:
             *(f"--storage.path={self.folder / 'alertmanager'}", "--cluster.listen-address="),
         )
         self._start("alertmanager", command)
-        self.wait_for_answer("alertmanager", f"http://{ALERTMANAGER}/-/ready", 30)
+        self.wait_for_answer("alertmanager", f"http://{ALERTMANAGER}/-/ready", _START_S)
 
     def start_prometheus(self, rules: Path, host: str) -> None:
         """
@@ -143,7 +145,7 @@ class Services:
             "--rules.alert.resend-delay=5s",
         )
         self._start("prometheus", command)
-        self.wait_for_answer("prometheus", f"http://{PROMETHEUS}/-/ready", 30)
+        self.wait_for_answer("prometheus", f"http://{PROMETHEUS}/-/ready", _START_S)
 
     def ask(self, expr: str) -> list[dict[str, Any]]:
         """
