@@ -75,7 +75,8 @@ class LogDisk:
         with sealing_paused(self._directory):
             listing = list_segments(self._directory)
             lasts = [one.last for one in listing.sealed]
-            for one in listing.open:
+            # A table's later segment begins behind all rows of its earlier ones.
+            for one in {one.table: one for one in listing.open}.values():
                 read = read_stream(one.path)
                 lasts += [batch["ordinal"][-1].as_py() for batch in read.batches[-1:]]
                 lasts.append(one.first)

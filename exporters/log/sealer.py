@@ -30,8 +30,8 @@ class Sealer:
     """
     The writer's side: asks, and collects the answers when they come.
 
-    A process that ended is started again with the next request; what it was asked stays
-    asked.
+    A process that ended is started again. What it was at when it ended has failed, so that
+    a segment that it cannot bear is not its end each time; the rest stays asked.
     """
 
     def __init__(self, directory: Path, group: str) -> None:
@@ -70,7 +70,9 @@ class Sealer:
             yield json.loads(line)
         if self._asked and self._process.poll() is not None:
             self.restarts += 1
+            failed = json.loads(self._asked.pop(0))
             self._start()
+            yield {**failed, "failed": "the sealer ended by itself"}
 
     def close(self, timeout_s: float) -> bool:
         """Let it do what it was asked, at most so long; return whether it did."""
@@ -88,8 +90,9 @@ class Sealer:
         return True
 
     def _start(self) -> None:
-        if self._process is not None and self._process.stdout is not None:
-            self._process.stdout.close()
+        for pipe in (self._process.stdin, self._process.stdout) if self._process else ():
+            if pipe is not None:
+                pipe.close()
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         command = [sys.executable, "-c", _COMMAND, str(self._directory), self._group]
         self._process = subprocess.Popen(
@@ -131,8 +134,10 @@ def main() -> None:
 
     from exporters.log.seal import remove_leftovers, retire  # noqa: PLC0415
 
-    # Ctrl-C goes to the whole terminal; the writer closes our input when it is done.
+    # Ctrl-C goes to the whole terminal, a service manager's SIGTERM to the whole service; the
+    # writer closes our input when it is done.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     os.nice(_NICE)
     directory, group = Path(sys.argv[1]), sys.argv[2]
     for line in sys.stdin.buffer:
@@ -144,7 +149,8 @@ def main() -> None:
                     answer = _seal(directory, request["seal"], group)
                 else:
                     answer = {"retired": retire(directory, **request["retire"])}
-        except OSError as exc:
+        # Whatever a file holds: the others are to be sealed all the same.
+        except Exception as exc:  # noqa: BLE001
             answer = {**request, "failed": str(exc)}
         try:
             sys.stdout.buffer.write(json.dumps(answer).encode() + b"\n")

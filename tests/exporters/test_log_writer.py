@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import stat
+import subprocess
+import sys
 import threading
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,8 +23,7 @@ from tests.journeys import START_NS
 from tracer.core.log_rows import Change, Loss, Words
 from tracer.errors import OutputError
 
-if TYPE_CHECKING:
-    from pathlib import Path
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_what_was_flushed_is_read_as_it_was_put(tmp_path: Path) -> None:
@@ -281,3 +284,61 @@ def test_a_closed_writer_leaves_sealed_segments_only(tmp_path: Path) -> None:
 
         assert [(17,)] == reader.query("SELECT count(*) FROM drops")
         assert [(0,)] == reader.query("SELECT count(*) FROM drops", since)
+
+
+def test_a_sealer_that_is_killed_is_started_again(tmp_path: Path) -> None:
+    """Segments are sealed by the next one, nothing is lost, and its end is counted."""
+    with LogWriter(tmp_path, "h", LogOptions(segment_bytes=1)) as writer:
+        put = 0
+        for _ in range(5):
+            put = _put_one(writer, put)
+        os.kill(_sealers()[0], signal.SIGKILL)
+        put = _put_one(writer, put)
+        put = _put_one(writer, put)
+        pause = threading.Event()
+        while not writer.status().sealer_restarts:
+            pause.wait(0.02)
+        writer.close(120)
+    listing = list_segments(tmp_path)
+    with LogReader(tmp_path) as reader:
+        rows = reader.query("SELECT count(*), count(DISTINCT tcp_seq), max(tcp_seq) FROM drops")
+
+    assert () == listing.open
+    assert [(put, put, put - 1)] == rows
+
+
+def _put_one(writer: LogWriter, first: int) -> int:
+    writer.append_drops(drops(1, first=first), 1)
+    writer.flush()
+    return first + 1
+
+
+def _sealers() -> list[int]:
+    """Return the processes that we started and that seal."""
+    found = []
+    for task in Path("/proc/self/task").iterdir():
+        for pid in (task / "children").read_text().split():
+            with contextlib.suppress(OSError):
+                if b"exporters.log.sealer" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                    found.append(int(pid))
+    return found
+
+
+def test_commands_that_read_no_log_do_not_load_what_reads_it() -> None:
+    """Neither pyarrow nor duckdb is imported by the command line before a log is opened."""
+    script = (
+        "import sys; import tracer.cli.main, tracer.cli.show, tracer.cli.export, tracer.cli.follow;"
+        "print(sorted({'pyarrow', 'duckdb'} & sys.modules.keys()))"
+    )
+    shown = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    script = (
+        "import sys; from exporters.log import LogWriter;"
+        "print(sorted({'duckdb', 'rich', 'pyarrow.dataset'} & sys.modules.keys()))"
+    )
+    written = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+
+    assert ["[]\n", "[]\n"] == [shown.stdout, written.stdout]
