@@ -186,7 +186,7 @@ class LogWriter:
             trouble=self._disk.trouble,
         )
 
-    def close(self, timeout_s: float = 10.0) -> None:
+    def close(self, timeout_s: float = 30.0) -> None:
         """
         Write what waits and have it sealed, for so long at most; harmless when repeated.
 
