@@ -78,7 +78,7 @@ class KindTable(Generic[T]):
         counts = np.zeros(len(raw), DROP_COUNT)
         for name in DROP_COUNT.names or ():
             counts[name] = raw.view(DROP_COUNT)[:, :, 0][name].sum(axis=1)
-        numbers = np.flatnonzero((counts["packets"] != 0) & (keys["reason"] != 0))
+        numbers = np.flatnonzero((counts["packets"] != 0) & _is_kind(keys))
         numbers = numbers[~np.isin(numbers, list(self._retiring))]
         return Kinds(numbers.astype(np.uint32), keys[numbers], counts[numbers])
 
@@ -86,7 +86,7 @@ class KindTable(Generic[T]):
         while True:
             _, raw = self._kinds.dump(self._read_up_to)
             keys: npt.NDArray[np.void] = raw.view(DROP_KEY)[:, 0, 0]
-            used = np.flatnonzero(keys["reason"])
+            used = np.flatnonzero(_is_kind(keys))
             last = int(used[-1]) if len(used) else 0
             if self._read_up_to == KINDS_MAX or last < self._read_up_to - _READ_AHEAD // 2:
                 return keys
@@ -124,3 +124,10 @@ class KindTable(Generic[T]):
 
 def _packed(number: int) -> bytes:
     return number.to_bytes(4, "little")
+
+
+def _is_kind(keys: npt.NDArray[np.void]) -> npt.NDArray[np.bool_]:
+    # A drop has a place, or the hook that says that it has none; reasons are missing
+    # before Linux 5.17.
+    used: npt.NDArray[np.bool_] = (keys["place"] != 0) | (keys["hook"] != 0)
+    return used
