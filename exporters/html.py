@@ -54,16 +54,16 @@ margin:.5rem 0;white-space:pre-wrap}
 .add{color:var(--good)}.del{color:var(--bad)}
 .chart{position:relative;height:10rem;margin-top:2rem;border-bottom:1px solid var(--line)}
 .chart svg{width:100%;height:100%;display:block;fill:var(--bad)}
-.most{position:absolute;left:0;top:-1.6rem;color:var(--quiet);font-size:.8rem}
 .mark{position:absolute;top:0;bottom:0;border-left:2px dashed var(--quiet)}
 .mark.cause{border-color:var(--cause)}.mark.fix{border-color:var(--good)}
 .mark b{position:absolute;top:-1.6rem;left:-.7rem;min-width:1.4rem;text-align:center;
 font-size:.8rem;line-height:1.4rem;border-radius:.7rem;background:var(--quiet);color:var(--back)}
 .mark.cause b{background:var(--cause)}.mark.fix b{background:var(--good)}
 .ends{display:flex;justify-content:space-between;font-size:.8rem;color:var(--quiet)}
-ol.way{list-style:none;display:flex;flex-wrap:wrap;gap:.5rem;padding:0;margin:.5rem 0}
-.way li{flex:1 1 8rem;border:1px solid var(--line);border-radius:.4rem;padding:.5rem .75rem}
-.way .died{flex:4 1 16rem;border:2px solid var(--bad)}.way .died>b{color:var(--bad)}
+ol.way{list-style:none;display:flex;flex-wrap:wrap;gap:.5rem;padding:0;margin:.5rem 0;
+align-items:flex-start}
+.way>li{flex:1 1 8rem;border:1px solid var(--line);border-radius:.4rem;padding:.5rem .75rem}
+.way>.died{flex:4 1 16rem;border:2px solid var(--bad)}.way .died>b{color:var(--bad)}
 .way .passed>b{color:var(--good)}.way .unreached{border-style:dashed;color:var(--quiet)}
 .way i{display:block;font-size:.8rem}
 ol.rules{margin:.25rem 0 0;padding-left:2rem}.rules .kills{color:var(--bad);font-weight:700}
@@ -102,18 +102,19 @@ def _killer(killer: Killer, timeline: Timeline, clock: Clock) -> str:
     title = f"{killer_words(killer)} died in {place_words(killer)}"
     last = f", last {clock.time(killer.last_ns)}" if killer.packets > 1 else ""
     tone = "good" if killer.state == State.OVER else "bad"
+    bucket_s = timeline.width_ns / 1e9
     ended = _sentence(end_words(killer, clock, timeline.seen_until_ns))
     parts = [
         f"<section><h2>✗ {safe(title)}</h2>",
         f"<p>Began {safe(clock.time(killer.first_ns) + last)}.</p>",
         _cause(killer, clock),
         f'<p class="{tone}">{safe(ended)}</p>',
-        "<h3>Drops over time</h3>",
+        f"<h3>Drops over time, {max(killer.series):,} at most in {bucket_s:.3g} s</h3>",
         bars(
             killer.series,
             _marks(killer, timeline, clock),
             (clock.time(timeline.since_ns), clock.time(timeline.until_ns)),
-            f"{title}; {timeline.width_ns / 1e9:.3g} s a bar",
+            title,
         ),
         "<h3>Where on its way</h3>",
         way(killer.place.hook, _inner(killer)),

@@ -69,9 +69,8 @@ def bars(series: Sequence[int], marks: Iterable[Mark], ends: tuple[str, str], wh
             f'title="{safe(mark.title)}"><b>{safe(mark.label)}</b></span>'
         )
     return (
-        f'<div class="chart"><span class="most">{most:,}</span>'
-        f'<svg viewBox="0 0 100 {_HEIGHT:.0f}" preserveAspectRatio="none" role="img" '
-        f'aria-label="{safe(what)}">{"".join(drawn)}</svg>{"".join(lines)}</div>'
+        f'<div class="chart"><svg viewBox="0 0 100 {_HEIGHT:.0f}" preserveAspectRatio="none" '
+        f'role="img" aria-label="{safe(what)}">{"".join(drawn)}</svg>{"".join(lines)}</div>'
         f'<div class="ends"><span>{safe(ends[0])}</span><span>{safe(ends[1])}</span></div>'
     )
 
