@@ -36,7 +36,7 @@ CHAIN = "FIREWALL_172.17.21.105"
 AT_PORT_9 = "-A PREROUTING -p udp -m udp --dport 9 -j DROP"
 #: As the alerts are, in seconds instead of minutes and hours.
 PACE = Pace(window="20s", fresh="20s", quiet="30s", past="30s", wait="0s")
-SYNS, AT_NEW_RULE, AT_POLICY, WITHOUT_ROUTE = 3, 23, 5, 17
+SYNS, AT_NEW_RULE, AT_POLICY, WITHOUT_ROUTE = 3, 43, 5, 17
 WATCHED = ("vr1", "vr2", "inet")
 _PACKETS = 'nftrace_rule_packets_total{source="counter", verdict=~"drop|reject"}'
 _WITHIN_S = 60.0
