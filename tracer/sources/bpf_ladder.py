@@ -60,6 +60,8 @@ _DOUBT_DROPS = 64
 _DOUBT_SHARE = 20
 #: Nor more often than that: what a rung does not know, as on a bridge, goes on dropping.
 _DOUBT_S = 60.0
+#: Under a flood a softirq can take a place of ours away between its being noted and used.
+_TRIES = 3
 #: A proof at run time; it holds up only the reader.
 _AGAIN_S = 10.0
 _LOCATORS = (Rung.RULE, Rung.HOOK)
@@ -154,6 +156,10 @@ class Ladder:
             if isinstance(rung, LinkRung):
                 rung.cover_here()
             proof = self._prove(rung, ground)
+            for _ in range(_TRIES - 1):
+                if proof.right == proof.aimed:
+                    break
+                proof = self._prove(rung, ground)
         except (NftraceError, OSError) as exc:
             rung.close()
             ground.deadline.left_s()
@@ -278,7 +284,7 @@ class Ladder:
                 return self._fire(rung, ground)
 
         try:
-            return self.found.sites <= aside(again).right
+            return any(self.found.sites <= aside(again).right for _ in range(_TRIES))
         except (NftraceError, OSError) as exc:
             self._note(f"the rung {self.rung} could not be proved again: {exc}")
             return True
