@@ -80,7 +80,7 @@ _CROWDED = 3 / 4
 #: Known drops at the start: a tenth of a second on an idle machine, twenty on a busy one.
 CALIBRATE_S = 5.0
 #: The kernel reads modules from a disk.
-_MODULES_S = 30.0
+_MODULES_S = 60.0
 _SPEC = ObjectSpec(
     source="drops.bpf.c+calibrate.bpf.c+probes.bpf.c+links.bpf.c",
     programs=(
