@@ -199,7 +199,7 @@ def _flows(killer: Killer, timeline: Timeline) -> str:
     left = len(killer.flows) - len(rows)
     more = f'<p class="quiet">and {left:,} more</p>' if left > 0 else ""
     if timeline.is_cut:
-        more += '<p class="quiet">Only the flows with most packets were counted.</p>'
+        more += '<p class="quiet">There are more flows than were looked at.</p>'
     return f"<h3>Flows that were hurt</h3>{flow_rows(rows)}{more}"
 
 

@@ -64,7 +64,9 @@ def blame(  # noqa: PLR0913 - click's
         found = _find(reader, (table, chain, rule), words)
         tell_problems(reader)
     if not found:
-        raise UsageError(f"the log {log_directory} knows no {_wanted(table, chain, rule)}", _REMEDY)
+        raise UsageError(
+            f"the log {log_directory} has no rule of {_wanted(table, chain, rule)}", _REMEDY
+        )
     if output == "json":
         from exporters.timeline_json import render_blame  # noqa: PLC0415 - only one is used
 

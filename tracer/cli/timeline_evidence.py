@@ -6,6 +6,8 @@ from collections import Counter
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
+import duckdb
+
 from tracer.core.log_rows import render_halves
 from tracer.core.packet_text import PROTOCOL_NAMES
 from tracer.core.timeline_events import DropGroup, Evidence, FlowDrops, Place, Survivors
@@ -36,21 +38,19 @@ _Flow: TypeAlias = tuple[str, str, int, str, str]
 
 _PLACE: Final = "netns, kind, hook, engine, table_family, table_name, chain, rule, handle, reason"
 _GROUPS: Final = """
-SELECT {place}, epoch, (time_ns - {since}) // {width} AS bucket, sum(weight),
+SELECT {place}, {epoch} AS epoch, (time_ns - {since}) // {width} AS bucket, sum(weight),
   sum(CASE WHEN proto = 6 AND tcp_flags & 18 = 2 THEN weight ELSE 0 END),
   min(time_ns), max(time_ns)
-FROM {source} GROUP BY ALL
-"""
-_PLAIN: Final = "(SELECT *, 0 AS epoch FROM drops)"
-_BY_EPOCH: Final = """
-(SELECT drops.*, edges.at_ns AS epoch FROM drops
- ASOF JOIN (SELECT unnest([{edges}]) AS at_ns) AS edges ON drops.time_ns >= edges.at_ns)
+FROM drops GROUP BY ALL
 """
 _FLOWS: Final = """
 SELECT {place}, family, src_high, src_low, dst_high, dst_low, dport, proto,
   sum(weight) AS packets, min(time_ns) AS first_ns, max(time_ns)
-FROM drops GROUP BY ALL ORDER BY packets DESC, first_ns LIMIT {most}
+FROM drops WHERE hash(src_low, dst_low, dport) % {one_in} = 0
+GROUP BY ALL ORDER BY packets DESC, first_ns LIMIT {most}
 """
+#: One flow in so many is read where all of them need more memory than there is.
+_ONE_IN: Final = (1, 32, 1024)
 
 
 def read_evidence(reader: LogReader, selection: Selection) -> Evidence | None:
@@ -62,17 +62,17 @@ def read_evidence(reader: LogReader, selection: Selection) -> Evidence | None:
     until_ns = max(since_ns, span[1] if selection.until_ns is None else selection.until_ns)
     width_ns = max(1, (until_ns - since_ns) // BUCKETS + 1)
     changes = _read_changes(reader, selection, until_ns)
-    flows = _read_flows(reader, selection)
+    flows, is_cut = _read_flows(reader, selection)
     return Evidence(
         since_ns=since_ns,
         until_ns=until_ns,
         width_ns=width_ns,
         seen_until_ns=min(until_ns, span[1]) if selection.until_ns is not None else span[1],
         groups=_read_groups(reader, selection, changes, since_ns, width_ns),
-        flows=flows[:_FLOWS_MAX],
+        flows=flows,
         changes=changes,
         read=read_table(reader),
-        is_cut=len(flows) > _FLOWS_MAX,
+        is_cut=is_cut,
         survivors=_read_survivors(reader, selection),
         losses=reader.losses(selection),
     )
@@ -101,10 +101,7 @@ def _read_groups(
     reader: LogReader, selection: Selection, changes: Sequence[Change], since_ns: int, width_ns: int
 ) -> list[DropGroup]:
     edges = sorted({one.time_ns for one in changes if one.what == "ruleset"})[-_EPOCHS_MAX:]
-    source = _PLAIN
-    if edges:
-        source = _BY_EPOCH.format(edges=", ".join(f"{edge}::BIGINT" for edge in [0, *edges]))
-    sql = _GROUPS.format(place=_PLACE, since=since_ns, width=width_ns, source=source)
+    sql = _GROUPS.format(place=_PLACE, epoch=_epoch([0, *edges]), since=since_ns, width=width_ns)
     collected: dict[tuple[Any, ...], list[tuple[Any, ...]]] = {}
     for *key, bucket, packets, syns, first_ns, last_ns in reader.query(sql, selection):
         collected.setdefault(tuple(key), []).append((bucket, packets, syns, first_ns, last_ns))
@@ -126,8 +123,29 @@ def _read_groups(
     return groups
 
 
-def _read_flows(reader: LogReader, selection: Selection) -> list[FlowDrops]:
-    rows = reader.query(_FLOWS.format(place=_PLACE, most=_FLOWS_MAX + 1), selection)
+def _epoch(edges: Sequence[int]) -> str:
+    """Return an expression for the last of the ascending *edges* that a row is not before."""
+    if len(edges) == 1:
+        return f"{edges[0]}::BIGINT"
+    half = len(edges) // 2
+    first, last = _epoch(edges[:half]), _epoch(edges[half:])
+    return f"CASE WHEN time_ns < {edges[half]} THEN {first} ELSE {last} END"
+
+
+def _read_flows(reader: LogReader, selection: Selection) -> tuple[list[FlowDrops], bool]:
+    """Return flows, those with most packets first, and whether there are others."""
+    for one_in in _ONE_IN:
+        sql = _FLOWS.format(place=_PLACE, most=_FLOWS_MAX + 1, one_in=one_in)
+        try:
+            rows = reader.query(sql, selection)
+        except duckdb.OutOfMemoryException:
+            continue
+        flows = _flows(rows[:_FLOWS_MAX])
+        return flows, one_in > 1 or len(rows) > _FLOWS_MAX
+    return [], True
+
+
+def _flows(rows: Sequence[tuple[Any, ...]]) -> list[FlowDrops]:
     flows = []
     for *place, family, src_high, src_low, dst_high, dst_low, dport, proto, n, first, last in rows:
         src, dst = (render_halves(family, *o) for o in ((src_high, src_low), (dst_high, dst_low)))

@@ -134,7 +134,7 @@ class TimelinePrinter:
         if len(killer.flows) > _FLOWS:
             self._line("", f"… and {len(killer.flows) - _FLOWS:,} more")
         if self._timeline.is_cut:
-            self._line("", "only the flows with most packets were counted")
+            self._line("", "there are more flows than were looked at, so of clients as well")
         for number, one in enumerate(self._timeline.survivors[:_FLOWS]):
             to = f"{one.dst}:{one.dport}" if one.dport else one.dst
             text = f"{one.proto} {one.src} {self._symbols.arrow} {to}  {one.packets:,} {one.ending}"

@@ -205,6 +205,7 @@ def _tell(case: Case, evidence: Evidence, versions: Versions) -> Killer:
         series=_series(groups, evidence),
         flows=_merge_flows(flows),
         clients=len({flow.src for flow in flows}),
+        has_more_clients=evidence.is_cut,
         inferred=case.inferred,
         cause=causes[0] if causes else None,
         others=tuple(causes[1:]),

@@ -157,7 +157,9 @@ class Killer:
     rules of its chain in front of it; *base* is the base chain that led there. Of *inferred*
     packets only the table is recorded, and that it was this rule follows. *cause* is the change
     that explains it best, *others* are further candidates, best first; *stood* says that the
-    rule was there already when the log begins. *fix* is the change after which it was over.
+    rule was there already when the log begins. *clients* are different sources, and
+    *has_more_clients* where not all flows were looked at. *fix* is the change after which it
+    was over.
     """
 
     place: Place
@@ -172,6 +174,7 @@ class Killer:
     series: tuple[int, ...]
     flows: tuple[FlowDrops, ...]
     clients: int
+    has_more_clients: bool
     inferred: int
     cause: Cause | None
     others: tuple[Cause, ...]

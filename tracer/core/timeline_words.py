@@ -71,7 +71,8 @@ def killer_words(killer: Killer) -> str:
     what = "SYN" if killer.syns == killer.packets else "packet"
     text = _count(killer.packets, what)
     if killer.clients:
-        text += f" of {_count(killer.clients, 'client')}"
+        more = " or more" if killer.has_more_clients else ""
+        text += f" of {_count(killer.clients, 'client')}{more}"
     return text
 
 
