@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import socket
 import struct
 from typing import TYPE_CHECKING
@@ -16,6 +17,8 @@ from tracer.sources.netns import find_namespace
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from tracer.core.drops import DropCount
 
 _TO_C, _TO_R = "10.1.0.2", "10.1.0.3"
 _BRIDGE = """table bridge br {
@@ -59,10 +62,18 @@ def bridged(netns: Callable[..., str]) -> None:
             f"address add {_TO_R}/24 dev br0",
         ],
     )
+    # A port forwards when the kernel has noticed its carrier, and drops until then.
+    nets.wait_until(lambda: _states() == ["forwarding"] * 2, what="forwarding ports")
     nets.ip_batch("a", ["address add 10.1.0.1/24 dev a0"])
     nets.ip_batch("c", [f"address add {_TO_C}/24 dev c0"])
     nets.load_rules("r", "nftables", _BRIDGE)
     nets.load_rules("c", "nftables", _HOST)
+
+
+def _states() -> list[str]:
+    """Return the states of the bridge's ports."""
+    shown = nets.ip_netns_exec("r", "ip", "-d", "-j", "link", "show", "master", "br0").stdout
+    return [link["linkinfo"]["info_slave_data"]["state"] for link in json.loads(shown)]
 
 
 def _send_arp(count: int) -> None:
@@ -85,9 +96,13 @@ def _placed(rung: Rung) -> tuple[dict[tuple[str | None, ...], int], set[bool], i
             nets.send_udp("a", _TO_C, port, count)
         nets.send_udp("a", _TO_R, 7203, 5)
         _send_arp(19)
+
+        def dropped() -> list[DropCount]:
+            return [row for row in source.counts() if row.netns in inodes and row.kind == "rule"]
+
         # What is answered by ARP first waits for the answer.
-        nets.wait_until(lambda: source.losses().seen >= 75, what="75 drops")
-        rows = [row for row in source.counts() if row.netns in inodes and row.kind == "rule"]
+        nets.wait_until(lambda: sum(row.packets for row in dropped()) >= 75, what="75 drops")
+        rows = dropped()
     placed = {(r.hook, r.family, r.table, r.chain): r.packets for r in rows if r.table}
     sure = {row.certain for row in rows if row.table}
     return placed, sure, sum(row.packets for row in rows if row.table is None)
