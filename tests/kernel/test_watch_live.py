@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 CHAIN = "FIREWALL_172.17.21.105"
 AT_PORT_9 = "-A PREROUTING -p udp -m udp --dport 9 -j DROP"
 #: As the alerts are, in seconds instead of minutes and hours.
-PACE = Pace(window="20s", fresh="20s", quiet="30s", past="30s", wait="0s")
+PACE = Pace(window="15s", fresh="15s", quiet="30s", past="30s", wait="0s")
 SYNS, AT_NEW_RULE, AT_POLICY, WITHOUT_ROUTE = 3, 43, 5, 17
 WATCHED = ("vr1", "vr2", "inet")
 _PACKETS = 'nftrace_rule_packets_total{source="counter", verdict=~"drop|reject"}'
@@ -129,7 +129,7 @@ def _look_at_dashboards(made: Story, services: Services) -> None:
     known = f'nftrace_rule_info{{chain="{CHAIN}"}}'
     (rule,) = wait_for(known, _WITHIN_S, lambda: services.ask(known) or None)
     # Grafana's rate interval is four scrapes; on a busy machine some of them are late.
-    chosen = {"rule": rule["metric"]["rule_id"], "__rate_interval": "20s"}
+    chosen = {"rule": rule["metric"]["rule_id"], "__rate_interval": "10s"}
     asked = list(asked_by_dashboards(**chosen))
 
     (shown,) = [one for one in asked if "Packets that died in" in one.where]
