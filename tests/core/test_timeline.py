@@ -142,6 +142,17 @@ def test_drops_of_an_unnamed_rule_go_to_the_only_one_that_kills() -> None:
     assert (3, 1) == (killer.packets, killer.inferred)
 
 
+def test_drops_of_an_unknown_table_go_to_the_only_killer_there() -> None:
+    """Where a chain took another's address the first drop may name nothing: it is inferred."""
+    unplaced = drops(11, 11, 1, kind="other", rule=0)
+    changes = [ruleset(1, "", BEFORE, "stands"), ruleset(10, BEFORE, INSTALLED)]
+    alone = build_timeline(story(changes, [unplaced]))
+    (killer,) = build_timeline(story(changes, [unplaced, drops(12, 14, 2)])).killers
+
+    assert (3, 1, 5) == (killer.packets, killer.inferred, killer.rule and killer.rule.number)
+    assert [(None, 0)] == [(one.rule, one.inferred) for one in alone.killers]
+
+
 def test_a_reversed_path_filter_is_explained_by_its_switch() -> None:
     """A drop for IP_RPFILTER goes to the sysctl, not to rules that changed just before."""
     told = build_timeline(

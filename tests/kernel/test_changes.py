@@ -253,7 +253,9 @@ def test_many_namespaces_are_watched_and_let_go(netns: Callable[..., str]) -> No
         for name in ("a", "b", "c"):
             nets.load_rules(name, "nftables", "table ip t { chain c { drop; }; }")
             watched.until("ruleset", lambda one, name=name: one.netns == name)
-        watched.watch.watch([find_namespace("c")])
+        kept = find_namespace("c")
+        watched.watch.watch([kept])
+        nets.wait_until(lambda: watched.watch.watched == {kept.inode}, 10, "letting go")
         nets.load_rules("a", "nftables", "table ip u { chain c { drop; }; }")
         nets.load_rules("c", "nftables", "table ip u { chain c { drop; }; }")
         watched.until("ruleset", lambda one: (one.netns, one.subject) == ("c", "ip u"))

@@ -33,6 +33,8 @@ _QUIET_NS: Final = 60_000_000_000
 _PAUSES: Final = 10
 #: Changes of rules that are compared to say what they changed; one of 20,000 rules takes 0.1 s.
 _DIFFED: Final = 100
+#: The kernel's reason where netfilter freed the packet.
+_BY_NETFILTER: Final = "NETFILTER_DROP"
 _KILLS: Final = (Verdict.DROP, Verdict.REJECT)
 
 _Key = tuple[object, ...]
@@ -138,11 +140,13 @@ def _infer(cases: dict[_Key, Case], versions: Versions) -> list[Case]:
     """
     Give drops of which only the table is known to the one rule of it that is known to kill.
 
-    That is the one that killed others of what was asked for, or the only one that could.
+    That is the one that killed others of what was asked for, or the only one that could. Of
+    drops of which not even that is known, it is the only one that killed in the namespace.
     """
     told = list(cases.values())
     for case in list(told):
-        if case.place.kind != "table":
+        is_placed = bool(case.place.engine)
+        if case.place.kind != "table" and (is_placed or case.place.reason != _BY_NETFILTER):
             continue
         mates = [o for o in told if _is_mate(case.place, o.place)]
         if len(mates) == 1:
@@ -151,14 +155,17 @@ def _infer(cases: dict[_Key, Case], versions: Versions) -> list[Case]:
             mate.places |= case.places
             mate.inferred += sum(group.packets for group in case.groups)
             told.remove(case)
-        elif not mates:
+        elif not mates and is_placed:
             _guess(case, versions)
     return told
 
 
 def _is_mate(place: Place, other: Place) -> bool:
-    same = _table_of(place) == _table_of(other) and place.hook == other.hook
-    return same and other.kind in {"rule", "policy"}
+    if not other.table or other.kind not in {"rule", "policy"}:
+        return False
+    if not place.engine:
+        return place.netns == other.netns
+    return _table_of(place) == _table_of(other) and place.hook == other.hook
 
 
 def _guess(case: Case, versions: Versions) -> None:

@@ -145,6 +145,12 @@ class ChangeWatch:
         with self._lock:
             return self._shared.losses
 
+    @property
+    def watched(self) -> frozenset[int]:
+        """The namespaces whose rules were read and are watched now, by inode."""
+        with self._lock:
+            return frozenset(self._shared.read)
+
     def wait_read(self, namespaces: Iterable[Netns], timeout_s: float) -> bool:
         """Wait until the rules of these namespaces were read once; tell whether they were."""
         wanted = {one.inode for one in namespaces}
