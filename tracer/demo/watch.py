@@ -69,7 +69,7 @@ def _introduce(page: Page) -> None:
     page.verbatim(draw_network(fixed=False), indent=0)
     page.heading("who watches")
     page.shell("router#", f"nftrace daemon    # metrics at {DAEMON}")
-    page.shell("router#", "prometheus        # scrapes it and evaluates the alerts each second")
+    page.shell("router#", "prometheus        # scrapes it every 2 s, evaluates alerts every second")
     page.shell("router#", "alertmanager      # posts what fires to a webhook, which prints it")
 
 
