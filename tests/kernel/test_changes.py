@@ -9,8 +9,10 @@ import pytest
 
 from tests.kernel import nets
 from tracer.core.timeline_rules import diff_tables, parse_table
+from tracer.sources.bpf_execs import Execs
 from tracer.sources.changes import ChangeWatch
 from tracer.sources.changes_conntrack import ConntrackChanges, Counters, read_counters
+from tracer.sources.changes_process import WhoReader
 from tracer.sources.netns import find_namespace
 
 if TYPE_CHECKING:
@@ -243,6 +245,27 @@ def test_what_is_counted_of_connections_is_told_once(netns: Callable[..., str]) 
     assert [("drop", "10", "28")] == [
         (one.subject, one.before, one.after) for one in changes.look(40.0, 0)
     ]
+
+
+def test_who_it_was_is_known_after_it_ended(tmp_path: Path) -> None:
+    """Command line and script of a process that is gone: as they were when it began."""
+    said = tmp_path / "pid"
+    script = tmp_path / "script.sh"
+    script.write_text(f"bash -c 'echo $$ > {said}' word\nexit 0\n", encoding="utf-8")
+    execs = Execs()
+    execs.open()
+    try:
+        nets.run("bash", str(script))
+        pid = int(said.read_text(encoding="ascii"))
+        who = WhoReader(execs).read(pid)
+        unknown = WhoReader().read(pid)
+    finally:
+        execs.close()
+
+    assert (pid, "bash") == (who.pid, who.process)
+    assert who.command.startswith("bash -c 'echo ")
+    assert f"bash {script}" == who.parents[0]
+    assert ("", ()) == (unknown.command, unknown.parents)
 
 
 def test_many_namespaces_are_watched_and_let_go(netns: Callable[..., str]) -> None:

@@ -39,6 +39,8 @@ _WAITING_MAX: Final = 8192
 #: Namespaces that are watched: two sockets each. More are counted.
 SPACES_MAX: Final = 1024
 _IDLE_S: Final = 1.0
+#: Between two turns in which nothing came in.
+_TURN_S: Final = 0.1
 #: A namespace that cannot be listened to is tried again.
 _RETRY_S: Final = 30.0
 #: Complaints that wait to be taken.
@@ -229,6 +231,7 @@ class ChangeWatch:
     def _look(self) -> None:
         now_s = time.monotonic()
         for inode, space in list(self._spaces.items()):
+            space.rules.sharers = space.conntrack.sharers = len(self._spaces)
             self._try(inode, partial(space.rules.look, now_s, self._hear))
             if inode in self._spaces:
                 self._try(inode, partial(space.conntrack.look, now_s, time.time_ns()))
@@ -256,7 +259,8 @@ class ChangeWatch:
         due_s = _IDLE_S
         for space in self._spaces.values():
             due_s = min(due_s, space.rules.due_in(now_s), space.conntrack.due_in(now_s))
-        return due_s
+        # What comes in ends the wait at once; what is only due is done together.
+        return max(due_s, _TURN_S)
 
     def _follow(self, wanted: dict[int, Netns]) -> None:
         for inode in [one for one in self._spaces if one not in wanted]:

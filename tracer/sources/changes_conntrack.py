@@ -7,6 +7,7 @@ number before and after, at most once in `TELL_S` for each counter.
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -24,6 +25,8 @@ __all__ = ["TELL_S", "ConntrackChanges", "Counters", "parse_counters", "read_cou
 #: A counter that grows all the time is told this often.
 TELL_S: Final = 10.0
 _LOOK_S: Final = 2.0
+#: Looking, in all namespaces, may take one part in so many of a core.
+_SHARE: Final = 100
 #: Source: ct_cpu_seq_show() in net/netfilter/nf_conntrack_standalone.c: one row a CPU, hex.
 _STAT: Final = Path("/proc/thread-self/net/stat/nf_conntrack")
 _LIMITS: Final = Path("/proc/sys/net/netfilter")
@@ -48,6 +51,8 @@ class ConntrackChanges:
     """One namespace's counters as they were; *read* gives those of the calling thread's."""
 
     def __init__(self, namespace: Netns, read: Callable[[], Counters | None] | None = None) -> None:
+        #: How many namespaces are looked at: together they may take what `_SHARE` says.
+        self.sharers = 1
         self._namespace = namespace
         self._read = read or read_counters
         self._due_s = 0.0
@@ -67,9 +72,11 @@ class ConntrackChanges:
         """
         if now_s < self._due_s:
             return []
-        self._due_s = now_s + _LOOK_S
+        began_s = time.monotonic()
         with entered(self._namespace):
             found = self._read()
+        cost_s = time.monotonic() - began_s
+        self._due_s = now_s + max(_LOOK_S, cost_s * _SHARE * self.sharers)
         if found is None:
             return []
         changes = []

@@ -80,6 +80,8 @@ class RuleChanges:
         """
         self.namespace = namespace
         self.overruns = 0
+        #: How many namespaces are compared: together they may take what `_COMPARE_SHARE` says.
+        self.sharers = 1
         self._who = who
         self._reader = TransactionReader()
         self._versions: dict[_TableKey, str] | None = None
@@ -219,7 +221,8 @@ class RuleChanges:
             self._forget_ended()
         self._legacy = legacy
         ended_ns = time.monotonic_ns()
-        wait_s = max(_COMPARE_S, (ended_ns - began_ns) / 1e9 * _COMPARE_SHARE)
+        cost_s = (ended_ns - began_ns) / 1e9
+        wait_s = max(_COMPARE_S, cost_s * _COMPARE_SHARE * self.sharers)
         self._compare_due_s = ended_ns / 1e9 + wait_s
 
     def _forget_ended(self) -> None:
