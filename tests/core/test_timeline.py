@@ -97,6 +97,33 @@ def test_it_is_over_with_the_change_that_took_the_rule_out_of_the_way() -> None:
     assert killer.stood
 
 
+def test_what_changed_long_after_the_last_drop_did_not_end_it() -> None:
+    """The chain that is changed an hour later, with the rule still in it, is no fix."""
+    told = build_timeline(
+        story(
+            [ruleset(1, "", INSTALLED, "stands"), ruleset(3600, INSTALLED, FIXED)],
+            [drops(10, 20, 7)],
+            seen=4000,
+        )
+    )
+    (killer,) = told.killers
+
+    assert (None, State.QUIET) == (killer.fix, killer.state)
+
+
+def test_a_rule_that_went_and_came_again_is_not_over() -> None:
+    """A reload in two steps takes the rule away and brings it back: that ended nothing."""
+    changes = [
+        ruleset(1, "", INSTALLED, "stands"),
+        ruleset(30, INSTALLED, BEFORE),
+        ruleset(31, BEFORE, INSTALLED),
+    ]
+    (killer,) = build_timeline(story(changes, [drops(10, 20, 7)])).killers
+    (gone,) = build_timeline(story(changes[:2], [drops(10, 20, 7)])).killers
+
+    assert (None, State.OVER) == (killer.fix, gone.state)
+
+
 @pytest.mark.parametrize(
     ("seen", "state"), [(30, State.GOING_ON), (79, State.GOING_ON), (200, State.QUIET)]
 )

@@ -28,6 +28,8 @@ __all__ = ["Case", "build_timeline", "collect_drops"]
 
 #: Drops are met by a rule that came so much later at most: its change was told late.
 _LATE_NS: Final = 3_000_000_000
+#: A change that left the rule where it is ended it within this, or so many usual pauses.
+_FIX_NS: Final = 600_000_000_000
 #: Without a change that ended it, it is quiet after so long, or so many usual pauses.
 _QUIET_NS: Final = 60_000_000_000
 _PAUSES: Final = 10
@@ -193,7 +195,9 @@ def _tell(case: Case, evidence: Evidence, versions: Versions) -> Killer:
     packets = sum(group.packets for group in groups)
     suspect = Suspect(case.place, case.chain, None if case.rule is None else case.rule.text)
     causes = find_causes(suspect, first_ns, evidence.changes, versions)
-    fix = find_fix(suspect, last_ns, evidence.changes, versions)
+    pause_ns = _PAUSES * ((last_ns - first_ns) // max(1, packets - 1))
+    within_ns = max(_FIX_NS, pause_ns)
+    fix = find_fix(suspect, last_ns, within_ns, evidence.changes, versions)
     table = _table_then(case, first_ns, versions)
     flows = sorted(
         (flow for flow in evidence.flows if flow.place in case.places),
@@ -217,7 +221,7 @@ def _tell(case: Case, evidence: Evidence, versions: Versions) -> Killer:
         cause=causes[0] if causes else None,
         others=tuple(causes[1:]),
         stood=case.place.kind in {"rule", "policy", "table"} and not any(o.brought for o in causes),
-        state=_state(packets, first_ns, last_ns, evidence.seen_until_ns, is_fixed=fix is not None),
+        state=_state(evidence.seen_until_ns - last_ns, pause_ns, is_fixed=fix is not None),
         fix=fix,
     )
 
@@ -280,9 +284,7 @@ def _merge_flows(flows: Iterable[FlowDrops]) -> tuple[FlowDrops, ...]:
     return tuple(sorted(merged.values(), key=lambda one: (-one.packets, one.first_ns)))
 
 
-def _state(packets: int, first_ns: int, last_ns: int, seen_ns: int, *, is_fixed: bool) -> str:
+def _state(silent_ns: int, pause_ns: int, *, is_fixed: bool) -> str:
     if is_fixed:
         return State.OVER
-    pause_ns = (last_ns - first_ns) // max(1, packets - 1)
-    is_quiet = seen_ns - last_ns > max(_QUIET_NS, _PAUSES * pause_ns)
-    return State.QUIET if is_quiet else State.GOING_ON
+    return State.QUIET if silent_ns > max(_QUIET_NS, pause_ns) else State.GOING_ON

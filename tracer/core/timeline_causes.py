@@ -12,6 +12,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from tracer.core.journey import Verdict
 from tracer.core.timeline_events import Cause
 from tracer.core.timeline_rules import TableDiff
 from tracer.core.timeline_versions import key_of
@@ -98,20 +99,42 @@ def _latest(causes: Iterable[Cause]) -> list[Cause]:
 
 
 def find_fix(
-    suspect: Suspect, last_ns: int, changes: Sequence[Change], versions: Versions
+    suspect: Suspect, last_ns: int, within_ns: int, changes: Sequence[Change], versions: Versions
 ) -> Cause | None:
-    """Return the change behind the last drop that took the rule out of the way, if one did."""
+    """
+    Return the change behind the last drop that took the rule out of the way, if one did.
+
+    One that left the rule where it is must have come at most *within_ns* after that drop: what
+    changed long after the last one did not end it.
+    """
     found = []
     for change in changes:
-        if change.time_ns < last_ns - _slack(change):
+        away_ns = change.time_ns - last_ns
+        if away_ns < -_slack(change):
             continue
         bond = _bond(suspect, change, versions, begins=False)
-        if bond is not None and bond.worth >= _ENDS:
-            found.append(_cause(change, bond, max(0, change.time_ns - last_ns)))
+        if bond is None or bond.worth < _ENDS:
+            continue
+        if bond.brought or away_ns <= within_ns:
+            found.append(_cause(change, bond, max(0, away_ns)))
+    if _stands(suspect, versions):
+        # It went and came again, as with a reload in two steps: that ended nothing.
+        found = [one for one in found if not one.brought]
     if not found:
         return None
     # What took the rule itself away, else what came first.
     return max(found, key=lambda one: (one.brought, -one.change.time_ns))
+
+
+def _stands(suspect: Suspect, versions: Versions) -> bool:
+    """Tell whether the rule is in the last version of its table, the policy as it kills."""
+    known = versions.of(suspect.key)
+    chain = versions.table(known[-1].name).chains.get(suspect.chain) if known else None
+    if chain is None:
+        return False
+    if suspect.text is None:
+        return chain.policy in {Verdict.DROP, Verdict.REJECT}
+    return any(rule.text == suspect.text for rule in chain.rules)
 
 
 def _cause(change: Change, bond: _Bond, away_ns: int) -> Cause:
@@ -154,6 +177,8 @@ def _rules_bond(
         return _Bond(worth, "translates packets" if nat else "other rules", diff=diff)
     if _moves(suspect, diff, "+" if begins else "-"):
         return _Bond(1.0, "the rule came with it" if begins else "the rule went", True, diff)  # noqa: FBT003 - a tuple's member
+    if _moves(suspect, diff, "-" if begins else "+"):
+        return _Bond(_OF_TABLE, "the rule went with it" if begins else "the rule came", diff=diff)
     return _near_bond(suspect, diff, versions.table(change.after if begins else change.before))
 
 
