@@ -23,7 +23,8 @@ from tests.timelines import (
 )
 from tracer.core.timeline import build_timeline
 from tracer.core.timeline_blame import find_blame
-from tracer.core.timeline_events import State
+from tracer.core.timeline_events import State, doer
+from tracer.core.timeline_words import change_words
 
 if TYPE_CHECKING:
     from tracer.core.log_rows import Change
@@ -49,6 +50,23 @@ def test_the_change_that_brought_the_rule_is_the_cause() -> None:
     assert ["10.78.0.0/16", "10.77.0.0/16"] == [one.change.subject for one in killer.others]
     assert (CHAIN,) == killer.cause.diff.chains_added
     assert not killer.stood
+
+
+def test_what_changed_while_nobody_watched_is_a_change() -> None:
+    """A daemon that begins again finds another table: it brought the rule, by whom is unknown."""
+    changes = [ruleset(1, "", BEFORE, "stands"), ruleset(50, INSTALLED, INSTALLED, "stands")]
+    evidence = story(changes, [drops(60, 70, 7)])
+    (killer,) = build_timeline(evidence).killers
+    (*_, last) = find_blame(evidence, "mangle", CHAIN)
+
+    assert killer.cause is not None
+    assert (True, "changed", BEFORE) == (
+        killer.cause.brought,
+        killer.cause.change.action,
+        killer.cause.change.before,
+    )
+    assert "nobody watched" in doer(killer.cause.change)
+    assert 50 * S == last.since_ns
 
 
 def test_the_rule_is_the_one_that_stood_then() -> None:
@@ -276,3 +294,12 @@ def test_nothing_makes_no_killer() -> None:
     told = build_timeline(story([route(5, "10.77.0.0/16")], []))
 
     assert ((), 1) == (told.killers, len(told.changes))
+
+
+def test_a_step_of_the_clock_is_told_with_its_size() -> None:
+    """Whoever reads times must know where they do not join; a broken row is told as well."""
+    step = Story.change(5, "clock", "", str(7200 * S), str(3600 * S))
+    broken = Story.change(5, "clock", "", "x", "")
+
+    assert "the clock was set back by 3600.0 s" in change_words(step)
+    assert "the clock was set" == change_words(broken)

@@ -9,13 +9,13 @@ change that explains it, and whether it is over.
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
 from tracer.core.journey import Verdict
 from tracer.core.timeline_causes import Suspect, find_causes, find_fix
 from tracer.core.timeline_events import Killer, Marked, State, Timeline
-from tracer.core.timeline_versions import Versions
+from tracer.core.timeline_versions import Versions, with_unseen
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -56,6 +56,7 @@ class Case:
 
 def build_timeline(evidence: Evidence) -> Timeline:
     """Return what happened, the worst killer first."""
+    evidence = replace(evidence, changes=with_unseen(evidence.changes))
     versions = Versions(evidence.changes, evidence.read)
     cases = collect_drops(evidence.groups, versions)
     told = [_tell(case, evidence, versions) for case in cases]

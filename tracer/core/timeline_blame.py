@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tracer.core.timeline import collect_drops
-from tracer.core.timeline_versions import Versions
+from tracer.core.timeline_versions import Versions, with_unseen
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -50,7 +50,7 @@ def find_blame(
 
     *table* is a name, or family and name. Of a table that is gone the last version is told.
     """
-    versions = Versions(evidence.changes, evidence.read)
+    versions = Versions(with_unseen(evidence.changes), evidence.read)
     dropped: _Dropped = {}
     for case in collect_drops(evidence.groups, versions):
         if case.rule is not None:

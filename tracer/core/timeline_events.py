@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from tracer.core.timeline_rules import TableDiff
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from tracer.core.ruleset import Rule, Table
 
 __all__ = [
+    "UNSEEN",
     "Cause",
     "DropGroup",
     "Evidence",
@@ -33,6 +34,10 @@ __all__ = [
     "doer",
     "doer_parents",
 ]
+
+
+#: `detail` of a change that happened while nobody watched; its time is when it was found.
+UNSEEN: Final = '{"unseen":true}'
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,6 +219,8 @@ def doer_parents(change: Change) -> list[str]:
 
 def doer(change: Change) -> str:
     """Say who made a change; empty where it is not known."""
+    if change.detail == UNSEEN:
+        return "somebody, while nobody watched: it was found then"
     if not change.pid and not change.process:
         return ""
     command = change.command or change.process or "a process"

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import OrderedDict
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from tracer.core.timeline_events import UNSEEN
 from tracer.core.timeline_rules import NO_TABLE, TableDiff, diff_tables
 
 if TYPE_CHECKING:
@@ -14,7 +16,7 @@ if TYPE_CHECKING:
     from tracer.core.log_rows import Change
     from tracer.core.ruleset import Rule, Table
 
-__all__ = ["TableKey", "Version", "Versions"]
+__all__ = ["TableKey", "Version", "Versions", "key_of", "with_unseen"]
 
 #: Namespace, engine, family and table's name.
 TableKey = tuple[str, str, str, str]
@@ -103,6 +105,26 @@ class Versions:
             if rule is not None:
                 return chain.name, rule
         return None
+
+
+def with_unseen(changes: Sequence[Change]) -> list[Change]:
+    """
+    Return the changes, with those made explicit that happened while nobody watched.
+
+    Where a table stands otherwise than the log last knew it, it was changed in between.
+    """
+    known: dict[TableKey, str] = {}
+    told = []
+    for change in changes:
+        key = key_of(change)
+        one = change
+        if key is not None:
+            before = known.get(key)
+            if change.action == "stands" and before not in {None, change.after}:
+                one = replace(change, action="changed", before=before or "", detail=UNSEEN)
+            known[key] = "" if change.action == "gone" else change.after
+        told.append(one)
+    return told
 
 
 def key_of(change: Change) -> TableKey | None:

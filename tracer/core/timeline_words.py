@@ -126,7 +126,7 @@ def change_words(change: Change, diff: TableDiff | None = None) -> str:
     if change.what == "ruleset":
         return f"{change.engine} table {change.subject} {_table_words(change, diff)}"
     if change.what == "clock":
-        return "the clock was set"
+        return _clock_words(change)
     if change.what == "set":
         return f"elements of the set {change.subject} changed"
     if change.action == "new":
@@ -135,6 +135,15 @@ def change_words(change: Change, diff: TableDiff | None = None) -> str:
         was = f" (was {change.before})" if change.before != change.subject else ""
         return f"{subject} went{was}"
     return f"{subject}: {change.before or 'unknown'} → {change.after or 'none'}"
+
+
+def _clock_words(change: Change) -> str:
+    try:
+        step_s = (int(change.after) - int(change.before)) / 1e9
+    except ValueError:
+        return "the clock was set"
+    way = "forward" if step_s > 0 else "back"
+    return f"the clock was set {way} by {abs(step_s):.1f} s: times before and behind it do not join"
 
 
 def _table_words(change: Change, diff: TableDiff | None) -> str:
