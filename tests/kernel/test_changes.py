@@ -214,6 +214,8 @@ def test_elements_of_a_set_are_told_with_who(netns: Callable[..., str]) -> None:
 def test_the_kernel_shows_its_counters_of_connections(netns: Callable[..., str]) -> None:
     """Every counter that is watched is among those that this kernel shows in a namespace."""
     netns("a")
+    # Where tracking is a module, a rule that asks for it loads it.
+    nets.load_rules("a", "nftables", "table ip t { chain c { ct state new accept; }; }")
     with nets.in_netns("a"):
         found = read_counters()
 
