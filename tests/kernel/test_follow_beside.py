@@ -82,7 +82,7 @@ def _listen(ns: str, tool: str, already: int) -> None:
 
 
 def _end(monitor: subprocess.Popen[str]) -> str:
-    monitor.send_signal(signal.SIGINT)
+    monitor.terminate()
     seen, _ = monitor.communicate(timeout=10)
     return seen
 
