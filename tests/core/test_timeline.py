@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -50,6 +51,19 @@ def test_the_change_that_brought_the_rule_is_the_cause() -> None:
     assert ["10.78.0.0/16", "10.77.0.0/16"] == [one.change.subject for one in killer.others]
     assert (CHAIN,) == killer.cause.diff.chains_added
     assert not killer.stood
+
+
+@pytest.mark.parametrize(("late_ns", "is_cause"), [(50_000_000, True), (S, False)])
+def test_a_change_may_be_read_a_moment_after_its_first_drop(
+    late_ns: int,
+    is_cause: bool,  # noqa: FBT001 - a parameter
+) -> None:
+    """Its reader waits for a processor while packets meet the rule; a second is no moment."""
+    brought = replace(ruleset(100, BEFORE, INSTALLED, pid=4711), time_ns=100 * S + late_ns)
+    changes = [ruleset(1, "", BEFORE, "stands"), brought]
+    (killer,) = build_timeline(story(changes, [drops(100, 110, 7)])).killers
+
+    assert is_cause == (killer.cause is not None)
 
 
 def test_what_changed_while_nobody_watched_is_a_change() -> None:

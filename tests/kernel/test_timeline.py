@@ -85,7 +85,8 @@ def test_the_first_ten_lines_hold_the_answer(backend: Backend, tmp_path: Path) -
     assert "3 SYNs of 1 client died in vr2, mangle PREROUTING" in head, text
     assert f"{_CHAIN}, rule 5" in head
     assert re.search(r"^  began +\d\d:\d\d:\d\d", head, re.MULTILINE)
-    assert re.search(rf"because +chain {re.escape(_CHAIN)} was installed at \d\d:\d\d:\d\d", head)
+    because = rf"because +chain {re.escape(_CHAIN)} was installed at \d\d:\d\d:\d\d"
+    assert re.search(because, head), text
     assert install in head
     assert re.search(r"^ +\+ .*(-j DROP|counter drop)$", head, re.MULTILINE)
     assert re.search(r"^ +over since \d\d:\d\d:\d\d", head, re.MULTILINE)

@@ -34,8 +34,10 @@ _OF_NAT, _OF_OTHER_RULES, _OF_NETWORK, _ELSEWHERE = 0.2, 0.12, 0.15, 0.1
 _ENDS: Final = 0.5
 #: Half as near in time when it is so far away.
 _HALF_NS: Final = 300 * 1_000_000_000
-#: A change that is found by comparison can be told later than it acted.
+#: A change that is found by comparison can be told later than it acted; one that was
+#: announced by whoever made it, as much later as its reader had to wait for a processor.
 _SLACK_NS: Final = 1_500_000_000
+_READ_NS: Final = 200_000_000
 _CAUSES_MAX: Final = 6
 #: Changes before a drop that are weighed; older ones explain little.
 _WEIGHED_MAX: Final = 5000
@@ -146,7 +148,7 @@ def _cause(change: Change, bond: _Bond, away_ns: int) -> Cause:
 
 def _slack(change: Change) -> int:
     """Return for how long a change may have been there before it was told."""
-    return 0 if change.pid else _SLACK_NS
+    return _READ_NS if change.pid else _SLACK_NS
 
 
 def _bond(suspect: Suspect, change: Change, versions: Versions, *, begins: bool) -> _Bond | None:
