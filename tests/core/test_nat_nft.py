@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tracer.core.filters import Filter
@@ -193,6 +193,7 @@ def _spoilt(draw: st.DrawFn) -> object:
 
 
 @given(_spoilt(), st.sampled_from([4, 6]))
+@example([{"dnat": {"addr": {"map": {"key": {"numgen": {"mod": 2}}, "data": {"set": False}}}}}], 4)
 def test_no_spoilt_rule_makes_the_reader_fail(rule: object, version: int) -> None:
     """A real rule with another value in any place is read, left out or named."""
     for branch in read_nft_rule(rule if isinstance(rule, list) else [rule], version, SETS):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from tracer.core.nat_headers import Headers, narrow
@@ -20,7 +20,7 @@ from tracer.core.nat_nft_values import (
 from tracer.core.nat_rules import Branch, Side, Translation
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
 __all__ = ["find_effects", "read_nft_rule"]
 
@@ -92,10 +92,10 @@ def _target(body: Json) -> str:
 def _list_pairs(data: Json, sets: Sets) -> Sequence[Json]:
     """Return a map's [key, value] elements; errors: Unreadable."""
     if isinstance(data, str):
-        elements = sets.get(data.removeprefix("@"))
+        elements: object = sets.get(data.removeprefix("@"))
     else:
         elements = data.get("set") if isinstance(data, Mapping) else None
-    if elements is None:
+    if not isinstance(elements, Sequence) or isinstance(elements, str):
         raise Unreadable(data)
     return elements
 
