@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tracer.cli.log_options import log_option, open_log, read_selection, tell_problems, time_options
+from tracer.cli.options import color_option, output_option
 from tracer.errors import UsageError
 
 if TYPE_CHECKING:
@@ -32,16 +33,8 @@ _NO_WORDS = dict.fromkeys(
 @click.option("--netns", metavar="NAME", multiple=True, help="in this namespace (default: all)")
 @time_options
 @log_option
-@click.option(
-    "-o",
-    "--output",
-    type=click.Choice(["text", "json"]),
-    default="text",
-    help="how to tell it (default: text)",
-)
-@click.option(
-    "--color", type=click.Choice(["auto", "always", "never"]), default="auto", help="colours"
-)
+@output_option("text", "json")
+@color_option
 def blame(  # noqa: PLR0913 - click's
     *,
     table: str,

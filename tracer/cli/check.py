@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from tracer.cli.options import color_option, output_option
 from tracer.cli.theme import make_console
 from tracer.sources.capabilities import can_follow, probe_all
 from tracer.sources.netns import entered, find_namespace
@@ -28,10 +29,8 @@ _STYLES = {"yes": "green", "no": "bold red", "unknown": "yellow"}
 @click.command()
 @click.option("--netns", metavar="NAME|PID", help="look at this network namespace")
 @click.option("--repair", "put_right", is_flag=True, help="put right what a killed run left")
-@click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text")
-@click.option(
-    "--color", type=click.Choice(["auto", "always", "never"]), default="auto", help="colours"
-)
+@output_option("text", "json")
+@color_option
 def check(*, netns: str | None, put_right: bool, output: str, color: str) -> int:
     """Say what this kernel and host can do; the status is 0 when follow can run."""
     console = make_console(color, file=sys.stdout)

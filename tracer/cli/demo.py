@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from tracer.cli.follow import build_summary, note_ends
+from tracer.cli.options import color_option
 from tracer.cli.render import JourneyPrinter
 from tracer.cli.run import FollowRun
 from tracer.cli.sinks import SummarySink, TextSink
@@ -52,9 +53,7 @@ _KEPT = 1000
 @click.option(
     "--watch", is_flag=True, help="nobody follows: daemon, Prometheus and Alertmanager tell"
 )
-@click.option(
-    "--color", type=click.Choice(["auto", "always", "never"]), default="auto", help="colours"
-)
+@color_option
 def demo(*, backend: str, fixed: bool, keep: bool, watch: bool, color: str) -> int:
     """Build the two-router case in isolated namespaces and show it being solved."""
     console = make_console(color, file=sys.stdout)

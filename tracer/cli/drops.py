@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from tracer.cli.drop_watch import Choice, DropWatch
-from tracer.cli.options import namespaces_of, read_filter
+from tracer.cli.options import color_option, namespaces_of, output_option, read_filter
 from tracer.cli.remote import ask_daemon, daemon_option, wants_daemon
 from tracer.cli.run import Interrupts
 from tracer.cli.theme import make_console
@@ -59,8 +59,8 @@ __all__ = ["drops"]
     metavar="S",
     help=f"prove at most so many seconds how drops are named (default: {CALIBRATE_S:g})",
 )
-@click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text")
-@click.option("--color", type=click.Choice(["auto", "always", "never"]), default="auto")
+@output_option("text", "json")
+@color_option
 @daemon_option
 def drops(**words: Any) -> int:  # noqa: ANN401 - click hands over what its options say
     """Show where packets die on this machine, live: rule, policy, or the kernel's reason."""

@@ -13,7 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tracer.cli.options import filter_options, namespaces_of, read_filter
+from tracer.cli.options import (
+    color_option,
+    filter_options,
+    namespaces_of,
+    output_option,
+    read_filter,
+)
 from tracer.cli.remote import ask_daemon, daemon_option, wants_daemon
 from tracer.cli.run import FollowRun, Interrupts
 from tracer.errors import KernelRefusedError
@@ -39,22 +45,14 @@ _PATIENCE_S = 0.6
 @filter_options
 @daemon_option
 @click.option("--both", is_flag=True, help="show the replies, too")
-@click.option(
-    "-o",
-    "--output",
-    type=click.Choice(["text", "compact", "json"]),
-    default="text",
-    help="how to tell journeys (default: text)",
-)
+@output_option("text", "compact", "json")
 @click.option("--count", type=click.IntRange(1), metavar="N", help="end after N packets")
 @click.option(
     "--timeout", type=click.FloatRange(0, min_open=True), metavar="S", help="end after S seconds"
 )
 @click.option("-v", "--verbose", is_flag=True, help="list the rules that were passed over, too")
 @click.option("--full", is_flag=True, help="print every packet whole: fold nothing")
-@click.option(
-    "--color", type=click.Choice(["auto", "always", "never"]), default="auto", help="colours"
-)
+@color_option
 @click.option("--pcap", metavar="FILE", help="also write the packets' headers to a capture")
 @click.option(
     "--rate",

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from tracer.core.filters import IPNetwork
     from tracer.sources.netns import Netns
 
-__all__ = ["filter_options", "namespaces_of", "read_filter"]
+__all__ = ["color_option", "filter_options", "namespaces_of", "output_option", "read_filter"]
 
 _HOOKS = ("prerouting", "input", "forward", "output", "postrouting", "ingress", "egress")
 _VERDICTS = ("accept", "drop", "reject", "jump", "goto", "return", "continue", "queue", "stolen")
@@ -56,6 +56,24 @@ def filter_options(command: Command) -> Command:
     for option in reversed(_OPTIONS):
         command = option(command)
     return command
+
+
+def color_option(command: Command) -> Command:
+    """Give a command the option that chooses colours."""
+    return click.option(
+        "--color", type=click.Choice(["auto", "always", "never"]), default="auto", help="colours"
+    )(command)
+
+
+def output_option(*forms: str) -> Callable[[Command], Command]:
+    """Return what gives a command the option that chooses one of *forms*, the first unless told."""
+    return click.option(
+        "-o",
+        "--output",
+        type=click.Choice(forms),
+        default=forms[0],
+        help=f"how to tell it (default: {forms[0]})",
+    )
 
 
 def read_filter(words: Mapping[str, Any]) -> Filter:

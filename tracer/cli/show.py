@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from tracer.cli.log_options import log_option, open_log, tell_problems
+from tracer.cli.options import color_option, output_option
 from tracer.errors import NftraceError
 
 if TYPE_CHECKING:
@@ -23,16 +24,8 @@ _NEAR_NS = 2_000_000_000
 @click.command()
 @click.argument("journey_id", metavar="ID")
 @log_option
-@click.option(
-    "-o",
-    "--output",
-    type=click.Choice(["text", "compact", "json"]),
-    default="text",
-    help="how to tell it (default: text)",
-)
-@click.option(
-    "--color", type=click.Choice(["auto", "always", "never"]), default="auto", help="colours"
-)
+@output_option("text", "compact", "json")
+@color_option
 def show(journey_id: str, log_directory: str, output: str, color: str) -> int:
     """Tell one packet's way from the log, as follow would have: through all namespaces."""
     with open_log(log_directory) as reader:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from tracer.cli.log_options import log_option, open_log, read_selection, tell_problems, time_options
-from tracer.cli.options import filter_options
+from tracer.cli.options import color_option, filter_options, output_option
 from tracer.cli.times import read_time
 from tracer.errors import OutputError, UsageError
 
@@ -30,17 +30,9 @@ _AROUND_NS: Final = 15 * 60 * 1_000_000_000
 @time_options
 @click.option("--around", metavar="TIME", help="a quarter of an hour before and after that time")
 @log_option
-@click.option(
-    "-o",
-    "--output",
-    type=click.Choice(["text", "json"]),
-    default="text",
-    help="how to tell it (default: text)",
-)
+@output_option("text", "json")
 @click.option("--html", "page", metavar="FILE", help="write it as one page with pictures, too")
-@click.option(
-    "--color", type=click.Choice(["auto", "always", "never"]), default="auto", help="colours"
-)
+@color_option
 def timeline(**words: Any) -> int:  # noqa: ANN401 - click's
     """Tell when it began, what changed just before, what died where, and whether it is over."""
     selection = _selection(words)
