@@ -45,6 +45,12 @@ def netns(private_machine: nets.Outside) -> Iterator[Callable[..., str]]:
         nets.delete_netns(name)
 
 
+@pytest.fixture
+def cable(netns: Callable[..., str]) -> None:
+    """Lay a cable from a, 10.1.0.1, to b, 10.1.0.2."""
+    nets.veth(netns("a"), "a0", "10.1.0.1/24", netns("b"), "b0", "10.1.0.2/24")
+
+
 @pytest.fixture(scope="session")
 def flood_program(private_machine: nets.Outside) -> Path:
     """Give the path of the compiled burst sender; nets.flood() is its usual caller."""

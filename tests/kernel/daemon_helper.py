@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
-__all__ = ["Daemon", "daemon", "spawn_daemon", "wait_for_carrier", "write_config"]
+__all__ = ["Daemon", "daemon", "spawn_daemon", "write_config"]
 
 #: Under emulation, on a busy machine, compiling alone takes most of a minute.
 _START_S = 180.0
@@ -97,18 +97,6 @@ class Daemon:
         """Send SIGTERM; return the exit status."""
         self.process.terminate()
         return self.process.wait(_END_S)
-
-
-def wait_for_carrier(sender: str, address: str, receiver: str, device: str) -> None:
-    """Wait until what *sender* sends to *address* arrives: a new cable takes a moment."""
-
-    def arrives() -> bool:
-        nets.send_udp(sender, address, 9)
-        counted = nets.ip_netns_exec(receiver, "cat", "/proc/net/dev").stdout
-        (line,) = [one for one in counted.splitlines() if one.strip().startswith(f"{device}:")]
-        return int(line.split()[2]) > 0
-
-    nets.wait_until(arrives, 20, "a packet")
 
 
 def write_config(folder: Path, name: str, parts: Mapping[str, Mapping[str, object]]) -> Path:

@@ -258,7 +258,7 @@ def veth(  # noqa: PLR0913, PLR0917 - two ends of three facts each
         ip_batch(ns, batch)
     # The end that came up alone gets its queue when a kernel thread has seen the other's.
     for ns, dev in ((ns_a, dev_a), (ns_b, dev_b)):
-        wait_until(functools.partial(_is_running, ns, dev), what=f"{dev} of {ns}")
+        wait_until(functools.partial(_is_running, ns, dev), 20, f"{dev} of {ns}")
 
 
 def _is_running(ns: str, dev: str) -> bool:

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.kernel import nets
-from tests.kernel.daemon_helper import wait_for_carrier
 from tracer.core.drops import Rung
 from tracer.daemon.messages import Messages
 from tracer.daemon.settings import MessageSettings, Settings, TraceSettings, WatchSettings
@@ -44,15 +43,6 @@ _NFT = """table inet t {
   }
 }
 """
-
-
-@pytest.fixture
-def cable(netns: Callable[..., str]) -> None:
-    """Lay a cable from a to b."""
-    netns("a")
-    netns("b")
-    nets.veth("a", "a0", "10.1.0.1/24", "b", "b0", f"{_TO_B}/24")
-    wait_for_carrier("a", _TO_B, "b", "b0")
 
 
 @contextlib.contextmanager

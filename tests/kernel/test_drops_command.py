@@ -27,14 +27,6 @@ COMMIT
 """
 
 
-@pytest.fixture
-def cable(netns: Callable[..., str]) -> None:
-    """Lay a cable from a to b."""
-    netns("a")
-    netns("b")
-    nets.veth("a", "a0", "10.1.0.1/24", "b", "b0", "10.1.0.2/24")
-
-
 def _watch(send: Callable[[], object], *words: str) -> tuple[str, int]:
     """Run the command with *words* while *send* goes on; return what it printed, and its status."""
     command = (sys.executable, "-c", _RUN, "--once", "--netns", "b", *words)
