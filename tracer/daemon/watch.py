@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from tracer.core.distinct import find_distinct
 from tracer.core.drops import Rung
 from tracer.daemon.namespaces import NamespaceWatch
 from tracer.daemon.naming import Namer
@@ -169,10 +168,7 @@ class Watch:
         is_traced, known = self._settings.trace.enabled, self._namespaces.known
         if not is_traced and self._event_log is None:
             return
-        # The few that differ are named, and the others are like them.
-        first, like = find_distinct(records["key"])
-        kinds, of_first = source.kinds_of(records[first])
-        indexes = of_first[like]
+        kinds, indexes = source.kinds_of(records)
         if is_traced:
             self._namer.offer(kinds, indexes, records, known, source.rung, now_s)
         if self._event_log is not None:

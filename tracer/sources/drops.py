@@ -38,6 +38,7 @@ from bpf.syscalls import (
     possible_cpus,
     program_misses,
 )
+from tracer.core.distinct import find_distinct
 from tracer.core.drop_flows import fill_matches
 from tracer.core.drop_ledger import DropLedger
 from tracer.core.drop_sampling import spread
@@ -476,10 +477,11 @@ class DropSource:
         Shape: the kinds are those of counts() with no packets in them; second, an index
         into them `(n,)`. A record older than a change of its legacy table has no rule.
         """
-        keys, inverse = np.unique(np.ascontiguousarray(records["key"]), return_inverse=True)
+        first, like = find_distinct(records["key"])
+        keys = records["key"][first]
         self._learn_places(keys)
         kinds = self._name(keys, np.zeros(len(keys), DROP_COUNT))
-        return [kind.kind_only for kind in kinds], inverse
+        return [kind.kind_only for kind in kinds], like
 
     def losses(self) -> DropLosses:
         """Return what the programs saw and could not do."""
