@@ -87,7 +87,7 @@ def test_the_first_ten_lines_hold_the_answer(backend: Backend, tmp_path: Path) -
     assert re.search(r"^  began +\d\d:\d\d:\d\d", head, re.MULTILINE)
     because = rf"because +chain {re.escape(_CHAIN)} was installed at \d\d:\d\d:\d\d"
     assert re.search(because, head), text
-    assert install in head
+    assert install in head, text
     assert re.search(r"^ +\+ .*(-j DROP|counter drop)$", head, re.MULTILINE)
     assert re.search(r"^ +over since \d\d:\d\d:\d\d", head, re.MULTILINE)
     (killer,) = told["killers"]

@@ -65,9 +65,10 @@ class WhoReader:
 
     def _ask(self, pid: int) -> tuple[str, str, int]:
         """Return a process's name, command line and parent."""
-        # The command line first: it is gone before the process is.
-        command = _read_command(pid)
+        # A process that ends meanwhile loses its command line first: who has one here has
+        # told its parent, too, and of all others what is missing is remembered.
         name, parent = _read_stat(pid)
+        command = _read_command(pid)
         if command or self.execs is None:
             return name, command, parent
         began = self.execs.find(pid)
