@@ -143,7 +143,7 @@ class Watch:
             return
         records = self._source.read()
         read = len(records)
-        if "all" not in self._settings.watch.namespaces:
+        if read and "all" not in self._settings.watch.namespaces:
             # What others lose is not looked at any further.
             records = records[np.isin(records["key"]["netns"], list(self._namespaces.known))]
         if len(records):
