@@ -8,13 +8,14 @@ Run by `bpf.loader`; imports nothing of the parent's but `bpf`.
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import platform
 import re
 import socket
 import sys
-import tempfile
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,12 @@ MESSAGE_BYTES = 1 << 18
 _REASONS = "skb_drop_reason"
 #: Set to anything, it makes us compile with the headers package, as where there is no BTF.
 _NO_BTF = "NFTRACE_NO_BTF"
+#: No debug information, which nobody reads; and the optimizer once: bcc has it run over
+#: what clang makes anyway.
+_FLAGS = ("-w", "-std=gnu11", "-g0", "-Xclang", "-disable-llvm-passes")
+# include/uapi/linux/sched.h, include/uapi/linux/mount.h
+_CLONE_NEWNS = 0x0002_0000
+_MS_BIND, _MS_REC, _MS_PRIVATE = 1 << 12, 1 << 14, 1 << 18
 _WITHOUT_BTF = "boot a kernel with BTF, or install its headers (linux-headers-$(uname -r))"
 
 
@@ -47,40 +54,10 @@ def serve(channel: socket.socket) -> None:
 
 
 def _build(request: dict[str, Any]) -> tuple[dict[str, Any], list[int]]:
-    facts: dict[str, Any] = {"enums": {}, "offsets": {}, "sizes": {}, "missing": []}
-    functions: dict[str, Function] = {}
-    defines = dict(request["defines"])
-    with tempfile.TemporaryDirectory(prefix="nftrace-") as folder:
-        try:
-            btf = _open_btf()
-        except BtfMissingError as exc:
-            folders = _require_headers(str(exc))
-            defines["NT_HEADERS"] = 1
-            reasons = read_drop_reasons(folders)
-            facts["enums"] = {n: reasons if n == _REASONS else {} for n in request["enums"]}
-            defines |= _shape(facts)
-        else:
-            os.environ["BCC_KERNEL_SOURCE"] = str(_HERE)
-            defines["LINUX_VERSION_CODE"] = _version_code(platform.release())
-            declarations, facts["missing"] = btf.declare(request["types"])
-            Path(folder, "nt_types.h").write_text(declarations, encoding="ascii")
-            facts["enums"] = {name: btf.enumerators(name) for name in request["enums"]}
-            facts["offsets"] = {name: btf.offset(*name.split(".")) for name in request["offsets"]}
-            facts["sizes"] = {name: btf.size(name) for name in request["sizes"]}
-            wanted = {
-                CAST,
-                *request["functions"],
-                *(name for *_, name in request["programs"] if name),
-            }
-            found = {name: btf.function(name) for name in wanted}
-            functions = {name: one for name, one in found.items() if one is not None}
-            facts["missing"] += [name for name in request["functions"] if name not in functions]
-            defines |= _shape(facts)
-            defines |= _shape_of_functions(functions)
-            if CAST in functions and can_cast(functions[CAST].number):
-                defines["NT_CAST"] = PLACEHOLDER
-            defines |= {f"NT_MISSING_{name.upper()}": 1 for name in facts["missing"]}
-        compiled = _compile(request["source"], defines, folder)
+    kernel = _ask_kernel(request)
+    facts = kernel.facts
+    defines = {**request["defines"], **kernel.defines, **_shape(facts)}
+    compiled = _compile(kernel.types, request["source"], defines)
     maps = [compiled[name].map_fd for name in request["maps"]]
     programs: dict[str, int] = {}
     facts["refused"] = {}
@@ -88,8 +65,8 @@ def _build(request: dict[str, Any]) -> tuple[dict[str, Any], list[int]]:
         try:
             code = _code(compiled, name)
             if "NT_CAST" in defines:
-                code = patch_casts(code, functions[CAST].number)
-            target = _target(functions, traced) if traced else (0, 0)
+                code = patch_casts(code, kernel.functions[CAST].number)
+            target = _target(kernel.functions, traced) if traced else (0, 0)
             programs[name] = load_program(code, kind, attach_type, *target)
         except NftraceError as exc:
             if not optional:
@@ -97,6 +74,49 @@ def _build(request: dict[str, Any]) -> tuple[dict[str, Any], list[int]]:
             facts["refused"][name] = exc.message
     facts["programs"] = list(programs)
     return facts, [*maps, *programs.values()]
+
+
+@dataclass
+class _Kernel:
+    """What the kernel says of itself: for the parent, for the compiler, and its types in C."""
+
+    facts: dict[str, Any]
+    defines: dict[str, object]
+    types: str = ""
+    functions: dict[str, Function] = field(default_factory=dict)
+
+
+def _ask_kernel(request: dict[str, Any]) -> _Kernel:
+    try:
+        btf = _open_btf()
+    except BtfMissingError as exc:
+        return _ask_headers(request, _require_headers(str(exc)))
+    os.environ["BCC_KERNEL_SOURCE"] = str(_HERE)
+    types, missing = btf.declare(request["types"])
+    traced = (name for *_, name in request["programs"] if name)
+    wanted = {CAST, *request["functions"], *traced}
+    found = {name: btf.function(name) for name in wanted}
+    functions = {name: one for name, one in found.items() if one is not None}
+    missing += [name for name in request["functions"] if name not in functions]
+    defines: dict[str, object] = {"LINUX_VERSION_CODE": _version_code(platform.release())}
+    defines |= _shape_of_functions(functions)
+    if CAST in functions and can_cast(functions[CAST].number):
+        defines["NT_CAST"] = PLACEHOLDER
+    defines |= {f"NT_MISSING_{name.upper()}": 1 for name in missing}
+    facts = {
+        "enums": {name: btf.enumerators(name) for name in request["enums"]},
+        "offsets": {name: btf.offset(*name.split(".")) for name in request["offsets"]},
+        "sizes": {name: btf.size(name) for name in request["sizes"]},
+        "missing": missing,
+    }
+    return _Kernel(facts, defines, types, functions)
+
+
+def _ask_headers(request: dict[str, Any], folders: tuple[Path, ...]) -> _Kernel:
+    reasons = read_drop_reasons(folders)
+    enums = {name: reasons if name == _REASONS else {} for name in request["enums"]}
+    facts = {"enums": enums, "offsets": {}, "sizes": {}, "missing": []}
+    return _Kernel(facts, {"NT_HEADERS": 1})
 
 
 def _open_btf() -> Btf:
@@ -166,22 +186,36 @@ def _version_code(release: str) -> int:
     return (major << 16) + (minor << 8) + min(patch, 255)
 
 
-def _compile(source: str, defines: dict[str, object], folder: str) -> Any:  # noqa: ANN401
-    # Any: bcc ships no types. Its import takes longest of all that happens here.
+def _compile(types: str, source: str, defines: dict[str, object]) -> Any:  # noqa: ANN401
+    # Any: bcc ships no types.
     try:
-        from bcc import BPF  # noqa: PLC0415
+        from bcc import BPF  # noqa: PLC0415 - without it, a sentence says what to install
     except ImportError as exc:
         msg = "Python's bcc is not installed"
         raise KernelUnsupportedError(msg, "apt install python3-bpfcc") from exc
+    _hide_symbols()
     flags = [f"-D{name}={value}" for name, value in defines.items()]
     # bcc only rewrites map accesses in the text itself, so headers hold none.
-    text = "\n".join((_HERE / part).read_text(encoding="ascii") for part in source.split("+"))
+    parts = [(_HERE / part).read_text(encoding="ascii") for part in source.split("+")]
     try:
-        return BPF(text=text, cflags=[*flags, f"-I{_HERE}", f"-I{folder}", "-w", "-std=gnu11"])
+        return BPF(text="\n".join([types, *parts]), cflags=[*flags, f"-I{_HERE}", *_FLAGS])
     except Exception as exc:  # bcc raises Exception itself
         msg = f"{source} does not compile on this kernel ({exc})"
         remedy = "run again with --debug for the compiler's words, and report them"
         raise KernelUnsupportedError(msg, remedy) from exc
+
+
+def _hide_symbols() -> None:
+    """
+    Put a list of one symbol in the place of the kernel's 120,000, for this process alone.
+
+    bcc reads all of them to learn whether bpf_probe_read_kernel() is there, as it is since
+    Linux 5.5, and that takes as long as compiling. It is left to do so where we may not.
+    """
+    libc = ctypes.CDLL(None)
+    if libc.unshare(_CLONE_NEWNS) or libc.mount(b"none", b"/", None, _MS_REC | _MS_PRIVATE, None):
+        return
+    libc.mount(bytes(_HERE / "symbols.txt"), b"/proc/kallsyms", None, _MS_BIND, None)
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 /*
  * The kernel's types, and the one way of reading its memory.
  *
- * nt_types.h is printed from BTF by the compiling child. Without BTF the headers
- * package has the same types, netfilter's private ones aside.
+ * The compiling child prints the types from BTF in front of the program. Without BTF the
+ * headers package has the same types, netfilter's private ones aside.
  */
 #ifndef NT_KERNEL_H
 #define NT_KERNEL_H
@@ -20,8 +20,6 @@
 /* A bit field, behind the count of uses. */
 #define NT_OFFSET_NFT_TABLE_FAMILY \
 	(__builtin_offsetof(struct nft_table, use) + 4)
-#else
-#include <nt_types.h>
 #endif
 
 /* Of modules that are not loaded: nothing of theirs can be met, but C wants the types. */

@@ -143,13 +143,15 @@ def load(spec: ObjectSpec) -> Loaded:
 
 
 def _ask_child(request: bytes) -> tuple[Any, list[int], str]:
+    # What `site` would find out anew takes a while, and what -m puts in front, the folder
+    # that we were started in, may be anybody's.
     root = str(Path(__file__).resolve().parents[1])
-    path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+    path = os.pathsep.join([root, *filter(None, sys.path)])
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours:
         with theirs:
             child = subprocess.Popen(
-                [sys.executable, "-m", "bpf.child", str(theirs.fileno())],
+                [sys.executable, "-S", "-P", "-m", "bpf.child", str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from bpf.layout import RULES, RULES_MAX, SEEN_RULES
-from bpf.syscalls import MapFile, possible_cpus
+from bpf.maps import MapFile, possible_cpus
 from tracer.sources.bpf_rules import LegacyTable, cpu_offsets, percpu_base, read_table
 
 if TYPE_CHECKING:

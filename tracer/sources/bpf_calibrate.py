@@ -15,8 +15,9 @@ from contextlib import ExitStack, closing
 from typing import TYPE_CHECKING, TypeVar
 
 from bpf.layout import LAYOUTS_MAX, STACK, Site
+from bpf.maps import MapFile
 from bpf.ring import RingReader
-from bpf.syscalls import MapFile, attach_raw_tracepoint, close_all
+from bpf.syscalls import attach_raw_tracepoint, close_all
 from tracer.core.drop_layout import Drop, Layout, solve
 from tracer.errors import NftraceError
 from tracer.sources import bpf_range

@@ -19,16 +19,16 @@ import numpy as np
 
 from bpf.layout import EVENT_RECORD, MATCHES, STATS, Stat
 from bpf.loader import ObjectSpec, ProgramSpec, load
+from bpf.maps import MapFile, possible_cpus
 from bpf.ring import RingReader
 from bpf.syscalls import (
     ATTACH_NETFILTER,
     PROG_TYPE_NETFILTER,
     PROG_TYPE_RAW_TRACEPOINT,
-    MapFile,
     attach_netfilter,
     attach_raw_tracepoint,
     close_all,
-    possible_cpus,
+    knows_program_type,
 )
 from tracer.core.drop_events import decode_skb_events
 from tracer.core.drop_flows import fill_matches
@@ -56,17 +56,22 @@ _TRACEPOINTS = {
     "on_receive": "netif_receive_skb",
     "on_send": "net_dev_start_xmit",
 }
+_ON_TRACEPOINTS = tuple(ProgramSpec(name, PROG_TYPE_RAW_TRACEPOINT) for name in _TRACEPOINTS)
 _SPEC = ObjectSpec(
-    source="events.bpf.c+deliver.bpf.c",
+    source="events.bpf.c",
     programs=(
-        *(ProgramSpec(name, PROG_TYPE_RAW_TRACEPOINT) for name in _TRACEPOINTS),
+        *_ON_TRACEPOINTS,
         ProgramSpec("on_deliver", PROG_TYPE_NETFILTER, ATTACH_NETFILTER, optional=True),
-        *PROGRAMS,
     ),
     maps=("matches", "namespaces", "stats", "events"),
     types=("sk_buff", "net", "net_device", "sock", "dst_entry", "nf_hook_state", "pt_regs"),
     enums=("skb_drop_reason",),
     defines={"NT_RING_PAGES": _RING_PAGES},
+)
+
+#: Where netfilter takes no links. Compiling it takes as long as all the rest.
+_PROBING_SPEC = replace(
+    _SPEC, source="events.bpf.c+deliver.bpf.c", programs=(*_ON_TRACEPOINTS, *PROGRAMS)
 )
 
 
@@ -109,7 +114,8 @@ class SkbEvents:
 
     def _open_programs(self) -> None:
         room = {"NT_NAMESPACES_MAX": len(self.namespaces) + 1}  # and a trial's
-        loaded = load(replace(_SPEC, defines={**_SPEC.defines, **room}))
+        spec = _SPEC if knows_program_type(PROG_TYPE_NETFILTER, ATTACH_NETFILTER) else _PROBING_SPEC
+        loaded = load(replace(spec, defines={**spec.defines, **room}))
         self._maps = loaded.maps
         self._descriptors += [*loaded.maps.values(), *loaded.programs.values()]
         names = loaded.enums.get("skb_drop_reason", {})
@@ -126,7 +132,7 @@ class SkbEvents:
             with contextlib.suppress(KernelUnsupportedError):
                 self._link(deliver)
                 self.sees_delivery = True
-        if not self.sees_delivery:
+        else:
             # A kernel without either leaves delivery unseen, and says so by this flag.
             with contextlib.suppress(KernelUnsupportedError):
                 self._descriptors += attach_delivery(loaded, self._trial(told))

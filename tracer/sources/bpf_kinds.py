@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
 import numpy as np
 
 from bpf.layout import DROP_COUNT, DROP_KEY, NUMBERS
-from bpf.syscalls import MapFile, possible_cpus
+from bpf.maps import MapFile, possible_cpus
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

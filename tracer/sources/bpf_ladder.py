@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from bpf.layout import CONFIG, Mode, Site
-from bpf.syscalls import MapFile, attach_raw_tracepoint, close_all
+from bpf.maps import MapFile
+from bpf.syscalls import attach_raw_tracepoint, close_all
 from tracer.core.drops import Rung
 from tracer.errors import NftraceError
 from tracer.sources.bpf_calibrate import aside, calibrate

@@ -16,11 +16,11 @@ import numpy as np
 
 from bpf.layout import MARK, MARK_KEY, MARK_SOLE
 from bpf.loader import ProgramSpec
+from bpf.maps import MapFile
 from bpf.syscalls import (
     ATTACH_NETFILTER,
     PROG_TYPE_NETFILTER,
     PROG_TYPE_RAW_TRACEPOINT,
-    MapFile,
     attach_netfilter,
     close_all,
 )

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from bpf.layout import PEEK, PEEK_BYTES
-from bpf.syscalls import MapFile, run_program
+from bpf.maps import MapFile
+from bpf.syscalls import run_program
 
 if TYPE_CHECKING:
     from bpf.loader import Loaded

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from bpf.layout import PLACE, PLACE_KEY, Site
-from bpf.syscalls import MapFile
+from bpf.maps import MapFile
 from tracer.core.drops import Place, name_place
 
 if TYPE_CHECKING:

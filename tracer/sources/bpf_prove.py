@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from bpf.layout import PLACE, PLACE_KEY, Site
-from bpf.syscalls import MapFile
+from bpf.maps import MapFile
 from tracer.sources import bpf_range
 from tracer.sources.bpf_kinds import KindTable
 

@@ -31,13 +31,9 @@ from bpf.layout import (
     Stat,
 )
 from bpf.loader import Loaded, ObjectSpec, ProgramSpec, load
+from bpf.maps import MapFile, possible_cpus
 from bpf.ring import RingReader
-from bpf.syscalls import (
-    PROG_TYPE_RAW_TRACEPOINT,
-    MapFile,
-    possible_cpus,
-    program_misses,
-)
+from bpf.syscalls import PROG_TYPE_RAW_TRACEPOINT, program_misses
 from tracer.core.distinct import find_distinct
 from tracer.core.drop_flows import fill_matches
 from tracer.core.drop_ledger import DropLedger

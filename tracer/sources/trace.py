@@ -183,6 +183,10 @@ class NamespaceTrace:
             told += self._tell(self._assembler.add(_NOTHING, self._book, now_ns, taken_ns=taken_ns))
         return told
 
+    def find_told_ns(self, now_ns: int) -> int:
+        """Return up to when, at most *now_ns* (monotonic), all that was received is told."""
+        return min(now_ns, self._waiting[0].taken_ns) if self._waiting else now_ns
+
     def finish(self) -> list[Told]:
         """Return what is still open; the socket has been read to its end."""
         self._look_at_legacy()
