@@ -28,7 +28,16 @@ from tracer.core.journey import Ending, EndingKind, Packet
 from tracer.core.paths import Path, PathBook
 from tracer.core.step_book import StepBook
 from tracer.core.trace_steps import TraceStep
-from tracer.pipeline import ENDED_NS, JOIN_NS, MAX_JOINING, Chosen, Joiner, choose, make_journey
+from tracer.pipeline import (
+    ENDED_NS,
+    JOIN_NS,
+    MAX_JOINING,
+    Chosen,
+    Joiner,
+    Progress,
+    choose,
+    make_journey,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -190,8 +199,14 @@ def _ids(packets: Iterable[list[Journey]]) -> list[list[str]]:
     return [[one.id for one in packet] for packet in packets]
 
 
-def _add(joiner: Joiner, *journeys: Journey, now_ns: int = START_NS) -> list[list[str]]:
-    return _ids([packet for one in journeys for packet in joiner.add(one, now_ns)])
+def _add(joiner: Joiner, *journeys: Journey) -> list[list[str]]:
+    return _ids([packet for one in journeys for packet in joiner.add(one)])
+
+
+def _take(joiner: Joiner, now_ns: int, told_ns: int | None = None) -> list[list[str]]:
+    """Take at *now_ns* after the start, with all told until then or until *told_ns*."""
+    told_ns = now_ns if told_ns is None else told_ns
+    return _ids(joiner.take(Progress(START_NS + now_ns, START_NS + told_ns)))
 
 
 def test_one_namespace_waits_for_nothing() -> None:
@@ -229,10 +244,12 @@ def test_a_packet_waits_for_the_next_namespace() -> None:
     second = replace(first, netns="next", id="second")
     joiner = Joiner(hold=True)
     _add(joiner, first)
-    _add(joiner, second, now_ns=START_NS + JOIN_NS - 1)
 
-    assert [] == _ids(joiner.take(START_NS + 2 * JOIN_NS - 2))
-    assert [[first.id, second.id]] == _ids(joiner.take(START_NS + 2 * JOIN_NS - 1))
+    assert [] == _take(joiner, 0)
+    assert [] == _add(joiner, second)
+    assert [] == _take(joiner, JOIN_NS)
+    assert [] == _take(joiner, 2 * JOIN_NS - 1)
+    assert [[first.id, second.id]] == _take(joiner, 2 * JOIN_NS)
 
 
 def test_a_packet_that_ended_waits_less() -> None:
@@ -241,8 +258,35 @@ def test_a_packet_that_ended_waits_less() -> None:
     joiner = Joiner(hold=True)
     _add(joiner, first, second)
 
-    assert [] == _ids(joiner.take(START_NS + ENDED_NS - 1))
-    assert [[first.id, second.id]] == _ids(joiner.take(START_NS + ENDED_NS))
+    assert [] == _take(joiner, 0)
+    assert [] == _take(joiner, ENDED_NS - 1)
+    assert [[first.id, second.id]] == _take(joiner, ENDED_NS)
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_what_is_not_told_yet_is_waited_for(order: tuple[int, int]) -> None:
+    """While one namespace's events wait for its rules, the others' journeys wait for them."""
+    here, there = (article()[index] for index in order)
+    joiner = Joiner(hold=True)
+    _add(joiner, here)
+
+    assert [] == _take(joiner, 0, told_ns=0)
+    assert [] == _take(joiner, 5 * JOIN_NS, told_ns=1)
+    assert [] == _add(joiner, there)
+    assert [] == _take(joiner, 5 * JOIN_NS + 1, told_ns=2)
+    assert [[one.id for one in article()]] == _take(joiner, 6 * JOIN_NS + 1)
+
+
+def test_our_own_stall_is_no_silence() -> None:
+    """What comes after we were held up for long is new then, and waits its time from then on."""
+    first, second = article()
+    joiner = Joiner(hold=True)
+    _take(joiner, 0)
+    _add(joiner, second)
+
+    assert [] == _take(joiner, 9 * JOIN_NS)
+    assert [] == _add(joiner, first)
+    assert [[first.id, second.id]] == _ids(joiner.take())
 
 
 def test_the_same_namespace_again_is_another_packet() -> None:
@@ -290,8 +334,8 @@ def test_no_journey_is_lost_or_doubled(added: list[tuple[int, int, int]]) -> Non
     for number, (fingerprint, netns, later_ms) in enumerate(added):
         now_ns += later_ms * 1_000_000
         journey = replace(first, id=str(number), fingerprint=str(fingerprint), netns=str(netns))
-        told += joiner.take(now_ns)
-        told += joiner.add(journey, now_ns)
+        told += joiner.take(Progress(now_ns, now_ns))
+        told += joiner.add(journey)
     told += joiner.take()
 
     assert sorted(range(len(added))) == sorted(int(one.id) for packet in told for one in packet)

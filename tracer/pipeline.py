@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from dataclasses import dataclass
 from itertools import compress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -27,13 +27,14 @@ if TYPE_CHECKING:
     from tracer.core.filters import Filter
     from tracer.core.paths import Path
 
-__all__ = ["Chosen", "Joiner", "choose", "make_journey"]
+__all__ = ["Chosen", "Joiner", "Progress", "choose", "make_journey"]
 
 #: The same packet reaches the next namespace of this host within this, or is another. It is
 #: there in microseconds; to be read and told may take a slow machine longer for one than
 #: for the other.
 JOIN_NS = 1_000_000_000
-#: Behind a packet's end nothing comes; what was before it may still be on its way to us.
+#: Behind a packet's end nothing comes; what was before it may still be on its way to us: it
+#: is told after QUIET_NS of tracer.core.assemble, and WAIT_NS of tracer.settle.
 ENDED_NS = 300_000_000
 
 _LOOPBACK = "lo"
@@ -167,6 +168,18 @@ def make_journey(  # noqa: PLR0913 - what only the caller knows of a row
     )
 
 
+class Progress(NamedTuple):
+    """
+    How far a follow has come, in nanoseconds of a clock that nobody sets.
+
+    *now_ns* is when its last reading began; what was received before *told_ns*, which is
+    never later, has been told.
+    """
+
+    now_ns: int
+    told_ns: int
+
+
 class Joiner:
     """
     One packet's journeys, collected by fingerprint until it has been quiet for a while.
@@ -178,36 +191,47 @@ class Joiner:
     def __init__(self, *, hold: bool) -> None:
         """Join; with *hold* False (one namespace) only packets to lo wait for coming in again."""
         self._hold = hold
-        self._open: OrderedDict[str, tuple[int, list[Journey]]] = OrderedDict()
+        self._open: OrderedDict[str, list[Journey]] = OrderedDict()
+        self._seen_ns: dict[str, int] = {}
+        self._fresh: set[str] = set()
 
-    def add(self, journey: Journey, now_ns: int) -> Iterator[list[Journey]]:
-        """
-        Take a journey in at *now_ns* and return the packets that are over because of it.
-
-        Units: nanoseconds of one clock, here and in `take`.
-        """
+    def add(self, journey: Journey) -> Iterator[list[Journey]]:
+        """Take a journey in and return the packets that are over because of it."""
         known = self._open.get(journey.fingerprint)
         if known is None and not self._hold and journey.out_device != _LOOPBACK:
             yield [journey]
             return
-        if known is not None and not _goes_on(known[1], journey):
+        if known is not None and not _goes_on(known, journey):
             # The same namespace again is another packet that looks alike.
-            del self._open[journey.fingerprint]
-            yield _in_order(known[1])
+            yield self._let_go(journey.fingerprint)
             known = None
-        journeys = [] if known is None else known[1]
-        self._open[journey.fingerprint] = (now_ns, [*journeys, journey])
+        self._open[journey.fingerprint] = [*(known or ()), journey]
+        self._fresh.add(journey.fingerprint)
         if len(self._open) > MAX_JOINING:
-            yield _in_order(self._open.popitem(last=False)[1][1])
+            yield self._let_go(next(iter(self._open)))
 
-    def take(self, now_ns: int | None = None) -> Iterator[list[Journey]]:
-        """Return the packets that were quiet long enough at *now_ns*; all if it is None."""
+    def take(self, progress: Progress | None = None) -> Iterator[list[Journey]]:
+        """
+        Return the packets that were quiet long enough by now; all if *progress* is None.
+
+        What was added since the last call came now. Silence is what was told, not what
+        time has passed: while something waits to be told, it may be of any packet.
+        """
+        if progress is not None:
+            self._seen_ns.update(dict.fromkeys(self._fresh, progress.now_ns))
+            self._fresh.clear()
         while self._open:
-            seen_ns, journeys = next(iter(self._open.values()))
-            if now_ns is not None and now_ns - seen_ns < _patience(journeys):
-                return
-            self._open.popitem(last=False)
-            yield _in_order(journeys)
+            fingerprint, journeys = next(iter(self._open.items()))
+            if progress is not None:
+                quiet_ns = progress.told_ns - self._seen_ns[fingerprint]
+                if quiet_ns < _patience(journeys):
+                    return
+            yield self._let_go(fingerprint)
+
+    def _let_go(self, fingerprint: str) -> list[Journey]:
+        self._seen_ns.pop(fingerprint, None)
+        self._fresh.discard(fingerprint)
+        return _in_order(self._open.pop(fingerprint))
 
 
 def _patience(journeys: list[Journey]) -> int:

@@ -24,7 +24,7 @@ from tracer.core.events import PACKET
 from tracer.core.journey import Ending, EndingKind
 from tracer.core.paths import Path
 from tracer.core.summary import Summary, SummaryBuilder
-from tracer.pipeline import JOIN_NS, Chosen
+from tracer.pipeline import JOIN_NS, Chosen, Progress
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -213,10 +213,10 @@ def _text(*, several: bool) -> tuple[_Printer, TextSink]:
 def test_text_joins_over_namespaces() -> None:
     """A packet is printed once, with its journeys, when nothing more came of it."""
     printer, sink = _text(several=True)
-    sink.idle(START_NS)
     for name in ("vr1", "vr2"):
         sink.show(_Trace(_Named(name)), _plain(1), 1)  # type: ignore[arg-type]
-    sink.idle(START_NS + JOIN_NS - 1)
+    sink.idle(Progress(START_NS, START_NS))
+    sink.idle(Progress(START_NS + JOIN_NS - 1, START_NS + JOIN_NS - 1))
     waiting = list(printer.packets)
     sink.idle(None)
     sink.finish(Summary())

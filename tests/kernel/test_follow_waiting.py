@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from threading import Event
@@ -104,6 +105,25 @@ def test_more_waiting_events_than_the_limit_are_read_by_the_rules_in_hand(slow: 
     assert (slow.limit == LIMIT) == (hurried > 0)
     assert waited <= slow.limit
     assert sum(len(one.paths) for one in early) >= texts[None]
+
+
+def test_since_when_something_waits_is_known(slow: _Slow) -> None:
+    """All is told but while rules are read: then, what came before the first that waits."""
+    trace = slow.trace
+    _flood(3)
+    slow.take_all()
+    first_ns = time.monotonic_ns()
+    nets.load_rules("box", "nftables", f"flush chain ip t in\n{_replaced()}")
+    _flood(5)
+    slow.take_all()
+    second_ns = time.monotonic_ns()
+    waiting_ns = trace.find_told_ns(second_ns)
+
+    assert first_ns == trace.find_told_ns(first_ns)
+    assert first_ns < waiting_ns < second_ns
+    assert waiting_ns == trace.find_told_ns(second_ns + 1)
+    assert slow.finish()
+    assert second_ns == trace.find_told_ns(second_ns)
 
 
 def _flood(count: int) -> None:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from tracer.core.journey import Journey
-    from tracer.pipeline import Chosen
+    from tracer.pipeline import Chosen, Progress
     from tracer.sources.trace import NamespaceTrace
 
 __all__ = ["demo"]
@@ -78,8 +78,8 @@ class _Kept:
         self.journeys += names.journeys(trace, chosen.head(room), first_id)
         self._inner.show(trace, chosen, first_id)
 
-    def idle(self, now_ns: int | None) -> None:
-        self._inner.idle(now_ns)
+    def idle(self, progress: Progress | None) -> None:
+        self._inner.idle(progress)
 
     def finish(self, summary: object) -> None:
         """Left to the text itself."""

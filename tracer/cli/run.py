@@ -12,7 +12,7 @@ import time
 from typing import TYPE_CHECKING
 
 from tracer.core.paths import NOT_OBSERVED
-from tracer.pipeline import choose
+from tracer.pipeline import Progress, choose
 from tracer.settle import Settler
 
 if TYPE_CHECKING:
@@ -106,7 +106,6 @@ class FollowRun:
 
     def turn(self, until: Callable[[], str | None]) -> str:
         """Read and show until *until* gives a reason, or the count is reached; return which."""
-        self._idle(time.monotonic_ns())
         while True:
             reason = until()
             if reason is not None:
@@ -114,13 +113,14 @@ class FollowRun:
             if self._count is not None and self._summary.packets >= self._count:
                 return "count reached"
             ready = self._selector.select(_PAUSE_S if self._is_waiting else _TICK_S)
-            now_ns = time.time_ns()
+            now_ns, reading_ns = time.time_ns(), time.monotonic_ns()
             self._look_for_ends()
             largest = max((self._read(key.data) for key, _ in ready), default=0)
             for trace in self._follow.traces:
                 self._take(trace.advance())
             self._settle(now_ns)
-            self._idle(time.monotonic_ns())
+            told_ns = min(trace.find_told_ns(reading_ns) for trace in self._follow.traces)
+            self._idle(Progress(reading_ns, told_ns))
             if ready and largest < _LARGE_BATCH:
                 time.sleep(_PAUSE_S)
 
@@ -193,6 +193,6 @@ class FollowRun:
                 sink.show(trace, chosen, self._shown)
             self._shown += len(chosen)
 
-    def _idle(self, now_ns: int | None) -> None:
+    def _idle(self, progress: Progress | None) -> None:
         for sink in self._sinks:
-            sink.idle(now_ns)
+            sink.idle(progress)

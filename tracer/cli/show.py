@@ -50,7 +50,7 @@ def _packet(reader: LogReader, journey: Journey) -> list[Journey]:
     packets: list[list[Journey]] = []
     for stored in reader.journeys(near):
         if stored.journey.fingerprint == journey.fingerprint:
-            packets += joiner.add(stored.journey, stored.journey.start_ns)
+            packets += joiner.add(stored.journey)
     packets += joiner.take()
     return next(
         (packet for packet in packets if any(one.id == journey.id for one in packet)), [journey]

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from tracer.core.journey import Journey
     from tracer.core.paths import Path
     from tracer.core.summary import Summary, SummaryBuilder
-    from tracer.pipeline import Chosen
+    from tracer.pipeline import Chosen, Progress
     from tracer.sources.trace import NamespaceTrace
 
 __all__ = ["CompactSink", "JsonSink", "Names", "PcapSink", "Sink", "SummarySink", "TextSink"]
@@ -70,13 +70,8 @@ class Sink(Protocol):
     def show(self, trace: NamespaceTrace, chosen: Chosen, first_id: int) -> None:
         """Take rows in; row i is journey number `first_id + i` of the run."""
 
-    def idle(self, now_ns: int | None) -> None:
-        """
-        Give out what waited long enough at *now_ns*; all if it is None.
-
-        *now_ns* is a clock's that nobody sets. It is called before rows are first shown
-        and after each turn, so that rows came at the time of the call before.
-        """
+    def idle(self, progress: Progress | None) -> None:
+        """Give out what waited long enough by now, after each turn; all if it is None."""
 
     def finish(self, summary: Summary) -> None:
         """End the output."""
@@ -192,7 +187,7 @@ class JsonSink:
         self._out.write("\n".join(lines))
         self._out.flush()
 
-    def idle(self, now_ns: int | None) -> None:
+    def idle(self, progress: Progress | None) -> None:
         """Nothing waits."""
 
     def finish(self, summary: Summary) -> None:
@@ -275,7 +270,7 @@ class CompactSink:
         self._out.write("\n".join(lines))
         self._out.flush()
 
-    def idle(self, now_ns: int | None) -> None:
+    def idle(self, progress: Progress | None) -> None:
         """Nothing waits."""
 
     def finish(self, summary: Summary) -> None:
@@ -313,18 +308,16 @@ class TextSink:
         self._printer = printer
         self.names = names
         self._joiner = Joiner(hold=several)
-        self._now_ns = 0
 
     def show(self, trace: NamespaceTrace, chosen: Chosen, first_id: int) -> None:
         """Take the rows in and print the packets that are over."""
         for journey in self.names.journeys(trace, chosen, first_id):
-            for packet in self._joiner.add(journey, self._now_ns):
+            for packet in self._joiner.add(journey):
                 self._printer.show(packet)
 
-    def idle(self, now_ns: int | None) -> None:
+    def idle(self, progress: Progress | None) -> None:
         """Print the packets that nothing more came of."""
-        self._now_ns = self._now_ns if now_ns is None else now_ns
-        for packet in self._joiner.take(now_ns):
+        for packet in self._joiner.take(progress):
             self._printer.show(packet)
 
     def finish(self, summary: Summary) -> None:
@@ -350,7 +343,7 @@ class PcapSink:
             self._writer.write(journey, network, transport, comment)
         self._writer.flush()
 
-    def idle(self, now_ns: int | None) -> None:
+    def idle(self, progress: Progress | None) -> None:
         """Nothing waits."""
 
     def finish(self, summary: Summary) -> None:  # noqa: ARG002 - a sink's
@@ -366,14 +359,13 @@ class SummarySink:
         self.names = names
         self._several = several
         self._joiner = Joiner(hold=several)
-        self._now_ns = 0
         self.packets = 0
 
     def show(self, trace: NamespaceTrace, chosen: Chosen, first_id: int) -> None:
         """Count the rows."""
         if self._several:
             for journey in self.names.journeys(trace, chosen, first_id):
-                for packet in self._joiner.add(journey, self._now_ns):
+                for packet in self._joiner.add(journey):
                     self._count(packet)
             return
         for path, count in Counter(chosen.paths).items():
@@ -384,10 +376,9 @@ class SummarySink:
             incomplete=int((~chosen.complete).sum()), began_late=int((~chosen.whole).sum())
         )
 
-    def idle(self, now_ns: int | None) -> None:
+    def idle(self, progress: Progress | None) -> None:
         """Count the packets that nothing more came of."""
-        self._now_ns = self._now_ns if now_ns is None else now_ns
-        for packet in self._joiner.take(now_ns):
+        for packet in self._joiner.take(progress):
             self._count(packet)
 
     def finish(self, summary: Summary) -> None:
