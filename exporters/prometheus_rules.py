@@ -71,7 +71,7 @@ class _View:
     state: npt.NDArray[np.int8]
     apart: npt.NDArray[np.bool_]
     drops: npt.NDArray[np.bool_]
-    series: dict[tuple[int, int], tuple[Series, ...]] = field(default_factory=dict)
+    series: dict[tuple[int, int], Series] = field(default_factory=dict)
     infos: dict[int, Series] = field(default_factory=dict)
 
     @property
@@ -173,8 +173,8 @@ class RuleSeries:
 
     def families(self, rules: RuleCounts, find_marks: FindMarks) -> Iterator[Family]:
         """Yield rules, their texts and policies; *find_marks* gives each table's exemplars."""
-        told: list[tuple[tuple[Series, ...], int, int]] = []
-        policies: list[tuple[tuple[Series, ...], int, int]] = []
+        told: list[tuple[Series, int, int]] = []
+        policies: list[tuple[Series, int]] = []
         infos: list[Series] = []
         marks: dict[int, Mark] = {}
         for key, view in self._views.items():
@@ -186,7 +186,7 @@ class RuleSeries:
                 for at, count, size in zip(columns.tolist(), packets, octets, strict=True):
                     series = view.series.get((source, at)) or _make(key, table, view, source, at)
                     if table.rules[at].is_policy:
-                        policies.append((series, count, size))
+                        policies.append((series, count))
                         continue
                     if at in by_column and (source or not view.apart[at]):
                         marks[len(told)] = by_column[at]
@@ -194,11 +194,16 @@ class RuleSeries:
             infos += _infos(key, table, view)
         for fold, (count, size) in self.folds.items():
             series = _fold_series(fold)
-            (policies if fold.is_policy else told).append((series, count, size))
-        yield Family(_PACKETS, [s[0] for s, _, _ in told], [n for _, n, _ in told], marks=marks)
-        yield Family(_BYTES, [s[1] for s, _, _ in told], [n for _, _, n in told])
+            if fold.is_policy:
+                policies.append((series, count))
+            else:
+                told.append((series, count, size))
+        # Both have the same labels.
+        counted = [series for series, _, _ in told]
+        yield Family(_PACKETS, counted, [count for _, count, _ in told], marks=marks)
+        yield Family(_BYTES, counted, [size for _, _, size in told])
         yield Family(_INFO, infos, [1] * len(infos))
-        yield Family(_POLICY, [s[0] for s, _, _ in policies], [n for _, n, _ in policies])
+        yield Family(_POLICY, [one for one, _ in policies], [count for _, count in policies])
         yield from self._sizes(rules)
 
     def _sizes(self, rules: RuleCounts) -> Iterator[Family]:
@@ -220,29 +225,23 @@ def _verdict(rule: CountedRule, source: int) -> str:
     return rule.verdict.value if rule.verdict is not None else "map"
 
 
-def _make(
-    key: TableKey, table: TableTotals, view: _View, source: int, at: int
-) -> tuple[Series, ...]:
-    """Make the series of packets and bytes of the rule at a column, and keep them."""
+def _make(key: TableKey, table: TableTotals, view: _View, source: int, at: int) -> Series:
+    """Make the series of the rule at a column, and keep it."""
     rule, expected = table.rules[at], _word(view.expected[at])
     if rule.is_policy:
-        made: tuple[Series, ...] = (
-            make_series(_POLICY, (*key, rule.chain, _SOURCES[source], expected)),
-        )
+        made = make_series(_POLICY, (*key, rule.chain, _SOURCES[source], expected))
     else:
-        verdict = _verdict(rule, source)
-        values = (*key, rule.chain, rule.rule_id, verdict, _SOURCES[source], expected)
-        made = make_series(_PACKETS, values), make_series(_BYTES, values)
+        values = (*key, rule.chain, rule.rule_id, _verdict(rule, source))
+        made = make_series(_PACKETS, (*values, _SOURCES[source], expected))
     view.series[source, at] = made
     return made
 
 
-def _fold_series(fold: FoldKey) -> tuple[Series, ...]:
+def _fold_series(fold: FoldKey) -> Series:
     source, expected = _SOURCES[fold.source], _word(fold.expected)
     if fold.is_policy:
-        return (make_series(_POLICY, (*fold.table, OTHER, source, expected)),)
-    values = (*fold.table, "", OTHER, fold.verdict, source, expected)
-    return make_series(_PACKETS, values), make_series(_BYTES, values)
+        return make_series(_POLICY, (*fold.table, OTHER, source, expected))
+    return make_series(_PACKETS, (*fold.table, "", OTHER, fold.verdict, source, expected))
 
 
 def _infos(key: TableKey, table: TableTotals, view: _View) -> list[Series]:

@@ -9,6 +9,7 @@ same to the byte of meaning (a test compares the two).
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cache
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from prometheus_client.core import (
@@ -68,10 +69,19 @@ def make_series(metric: Metric, values: Sequence[str]) -> Series:
     Bytes that were no UTF-8, which names of chains can hold, are told as ``\xNN``.
     """
     clean = tuple(value if value.isascii() else _repair(value) for value in values)
+    if len(clean) != len(metric.labels):
+        raise ValueError(f"{metric.name} has other labels than {len(clean)} values")
     if not clean:
         return Series((), "")
-    pairs = zip(metric.labels, clean, strict=True)
-    return Series(clean, "{" + ",".join(f'{name}="{_escape(v)}"' for name, v in pairs) + "}")
+    text = _form(metric.labels) % clean
+    if "\\" in text or "\n" in text or text.count('"') != 2 * len(clean):
+        text = _form(metric.labels) % tuple(map(_escape, clean))
+    return Series(clean, text)
+
+
+@cache
+def _form(labels: tuple[str, ...]) -> str:
+    return "{" + ",".join(f'{name}="%s"' for name in labels) + "}"
 
 
 def _repair(value: str) -> str:
