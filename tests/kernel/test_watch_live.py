@@ -2,8 +2,9 @@
 A real Prometheus scrapes a real daemon over real drops: numbers, dashboards, alerts.
 
 The story is told once: packets die at a rule in mangle, at a rule that never dropped, at a
-policy and for want of a route, a ruleset is loaded anew, the daemon ends. The tests look
-at what Prometheus had to say of it.
+policy and for want of a route, a ruleset is loaded anew, more die than the stopped daemon
+has room for, the log's disk fills, somebody makes thousands of tables, the daemon ends.
+The tests look at what Prometheus had to say of it.
 """
 
 from __future__ import annotations
@@ -11,10 +12,12 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import signal
 import time
 import urllib.parse
 import urllib.request
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -40,6 +43,10 @@ SYNS, AT_NEW_RULE, AT_POLICY, WITHOUT_ROUTE = 3, 43, 5, 17
 WATCHED = ("vr1", "vr2", "inet")
 _PACKETS = 'nftrace_rule_packets_total{source="counter", verdict=~"drop|reject"}'
 _WITHIN_S = 60.0
+#: Where the daemon keeps its log by default, on a disk of the test's own.
+_LOG = Path("/var/lib/nftrace")
+#: More than there is room for: 116,000 records, 2,000 tables.
+_FLOOD, _TABLES = 150_001, 2_003
 
 
 @dataclass
@@ -65,7 +72,7 @@ def story(
     folder = tmp_path_factory.mktemp("watch")
     rules = folder / "rules.yml"
     rules.write_text(render_prometheus(make_alerts(PACE)), encoding="utf-8")
-    with Lab(Backend.NFT) as lab, Services(folder) as services:
+    with _small_disk(), Lab(Backend.NFT) as lab, Services(folder) as services:
         _prepare()
         services.start_daemon(WATCHED)
         services.start_prometheus(rules, "router")
@@ -75,9 +82,20 @@ def story(
         _count(made, lab, services)
         _load_anew(lab, services)
         _look_at_dashboards(made, services)
+        _blind(services)
         services.end_daemon()
         _collect_alerts(made, services)
         yield made
+
+
+@contextlib.contextmanager
+def _small_disk() -> Iterator[None]:
+    _LOG.mkdir(parents=True, exist_ok=True)
+    nets.run("mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(_LOG))
+    try:
+        yield
+    finally:
+        nets.run("umount", "--lazy", str(_LOG))
 
 
 def _prepare() -> None:
@@ -163,8 +181,28 @@ def _answer(services: Services, asked: Asked) -> list[object]:
         return list(json.load(answer)["data"]["result"])
 
 
+def _blind(services: Services) -> None:
+    """Give the daemon more than it has time, disk and room for, each until it is told."""
+    with contextlib.suppress(OSError), (_LOG / "filler").open("wb", buffering=0) as filler:
+        while filler.write(bytes(4096)):
+            pass
+    services.signal_daemon(signal.SIGSTOP)
+    nets.flood("client", PUBLIC, 9, _FLOOD)
+    services.signal_daemon(signal.SIGCONT)
+    _wait_until(services, _firing("NftraceEventsLost", source="drop_records"))
+    _wait_until(services, _firing("NftraceSourceDown", source="event_log"))
+    many = "".join(f"add table ip t{number}\n" for number in range(_TABLES))
+    nets.load_rules("inet", "nftables", many)
+    _wait_until(services, _firing("NftraceTablesNotTold"))
+
+
+def _firing(alert: str, **labels: str) -> str:
+    chosen = {"alertname": alert, "alertstate": "firing", **labels}
+    return f"ALERTS{{{', '.join(f'{name}={json.dumps(v)}' for name, v in chosen.items())}}}"
+
+
 def _collect_alerts(made: Story, services: Services) -> None:
-    _wait_until(services, 'ALERTS{alertname="NftraceDown", alertstate="firing"}')
+    _wait_until(services, _firing("NftraceDown"))
     for one in services.ask('max_over_time(ALERTS{alertstate="firing"}[5m])'):
         labels = one["metric"]
         made.fired.setdefault(labels["alertname"], []).append(labels)
@@ -218,10 +256,13 @@ def test_every_expression_of_the_dashboards_has_an_answer(story: Story) -> None:
         ("NftracePolicyDrops", {"netns": "vr1", "table": "filter", "chain": "FORWARD"}),
         ("NftraceDropsOutsideNetfilterRose", {"netns": "inet", "reason": "IP_INNOROUTES"}),
         ("NftraceDown", {}),
+        ("NftraceSourceDown", {"source": "event_log"}),
+        ("NftraceEventsLost", {"source": "drop_records"}),
+        ("NftraceTablesNotTold", {}),
     ],
 )
-def test_an_alert_fires_by_real_packets(story: Story, alert: str, labels: dict[str, str]) -> None:
-    """What was dropped, or that nobody watched any more, fires the alert with its place."""
+def test_an_alert_fires_by_its_real_cause(story: Story, alert: str, labels: dict[str, str]) -> None:
+    """What was dropped, or that nobody watches all of it, fires the alert with its place."""
     wanted = {"instance": "router", **labels}
 
     assert any(wanted.items() <= fired.items() for fired in story.fired.get(alert, []))

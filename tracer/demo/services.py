@@ -176,6 +176,10 @@ class Services:
         """End the daemon in order; its metrics are gone then."""
         _end(self._running["nftrace daemon"])
 
+    def signal_daemon(self, number: int) -> None:
+        """Send the daemon a signal."""
+        self._running["nftrace daemon"].send_signal(number)
+
     def wait_for_answer(self, name: str, url: str, timeout_s: float) -> None:
         """Wait until *url* answers; KernelRefusedError where its process ends instead."""
 
