@@ -123,12 +123,11 @@ class Answers:
     What was learned, the least recently asked for forgotten first.
 
     Keys hold the version of the ruleset, so that answers of an old one are never given
-    and fall out by themselves. *evicted* counts those that had to go, *hits* those given.
+    and fall out by themselves. *evicted* counts those that had to go.
     """
 
     def __init__(self, limit: int) -> None:
         self.evicted = 0
-        self.hits = 0
         self._limit = limit
         self._known: OrderedDict[Hashable, RuleAnswer] = OrderedDict()
 
@@ -140,7 +139,6 @@ class Answers:
         found = self._known.get(key)
         if found is not None:
             self._known.move_to_end(key)
-            self.hits += 1
         return found
 
     def remember(self, key: Hashable, answer: RuleAnswer) -> None:

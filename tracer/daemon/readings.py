@@ -47,7 +47,6 @@ class DaemonReadings:
         self._control = control
         self._event_log = event_log
         self._reader = CounterReader()
-        self._unread = 0
         self._read: set[int] = set()
 
     def namespaces(self) -> Mapping[int, str]:
@@ -66,7 +65,6 @@ class DaemonReadings:
             except NftraceError as exc:
                 # One that went away meanwhile is no complaint.
                 if namespace.inode in self.namespaces():
-                    self._unread += 1
                     self.messages.log.warning("counters_unread", netns=namespace.name, why=str(exc))
             else:
                 self._read.add(namespace.inode)

@@ -76,7 +76,7 @@ _PROBING_SPEC = replace(
 
 
 class SkbLoss(NamedTuple):
-    """Events told and events lost for want of room in the ring, since open()."""
+    """Events told, and events lost for want of room or of sense, since open()."""
 
     told: int
     lost: int
@@ -176,7 +176,8 @@ class SkbEvents:
         cpus = possible_cpus()
         raw = MapFile(self._maps["stats"], 4, STATS.itemsize, cpus).lookup(bytes(4)) or b""
         counts = np.frombuffer(raw, STATS)["count"].sum(axis=0)
-        return SkbLoss(int(counts[Stat.RECORDED]), int(counts[Stat.RESERVE_FAILED]))
+        odd = self._ring.totals.odd if self._ring is not None else 0
+        return SkbLoss(int(counts[Stat.RECORDED]), int(counts[Stat.RESERVE_FAILED]) + odd)
 
     def close(self) -> None:
         """Detach and unload everything; harmless when repeated."""

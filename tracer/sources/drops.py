@@ -137,8 +137,8 @@ class DropLosses(NamedTuple):
     What the programs could not do, in drops, since open().
 
     *missed*: they were running on that CPU already. *uncounted*: the table of kinds was
-    full. *unrecorded*: the ring was. *unlocated*: freed by netfilter in a way that the
-    calibration does not know. *stale*: the legacy ruleset was new and not read yet.
+    full. *unrecorded*: the ring was, or what came by it was no record. *unlocated*: freed by
+    netfilter in a way that the calibration does not know. *stale*: the legacy ruleset was new and not read yet.
     *unplaced*: first of a kind whose place has no name, because the table of places was
     full. *coarse*: of kinds long over, and told less exactly by now.
     """
@@ -486,7 +486,7 @@ class DropSource:
             seen=counted[Stat.SEEN],
             missed=self._read_missed() - self._missed_before,
             uncounted=counted[Stat.COUNTS_FULL],
-            unrecorded=counted[Stat.RESERVE_FAILED],
+            unrecorded=counted[Stat.RESERVE_FAILED] + (self._ring.totals.odd if self._ring else 0),
             unlocated=counted[Stat.UNLOCATED],
             stale=counted[Stat.STALE_RULES],
             unplaced=counted[Stat.PLACES_FULL],
