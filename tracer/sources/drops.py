@@ -138,7 +138,8 @@ class DropLosses(NamedTuple):
 
     *missed*: they were running on that CPU already. *uncounted*: the table of kinds was
     full. *unrecorded*: the ring was, or what came by it was no record. *unlocated*: freed by
-    netfilter in a way that the calibration does not know. *stale*: the legacy ruleset was new and not read yet.
+    netfilter in a way that the calibration does not know. *stale*: the legacy ruleset was
+    new and not read yet.
     *unplaced*: first of a kind whose place has no name, because the table of places was
     full. *coarse*: of kinds long over, and told less exactly by now.
     """
