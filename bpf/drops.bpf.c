@@ -142,8 +142,8 @@ NT_INLINE int nt_try_layout(struct nt_located *at,
 	if (at->index >= at->count)
 		return 0;
 	/* nf_hook_entries.hooks, of 16 bytes each */
-	if (bpf_probe_read_kernel(at->entry, 16,
-				  (void *)(at->word + 8 + 16 * (u64)at->index)))
+	nt_read_pair(at->entry, at->word + 8 + 16 * (u64)at->index);
+	if (!at->entry[0])
 		return 0;
 	if (layout->rule) {
 		NT_WORD(&at->word, at, layout->rule);
@@ -554,6 +554,7 @@ int on_kfree_skb_count(struct bpf_raw_tracepoint_args *ctx)
 		return 0;
 	}
 	st->count[NT_STAT_RECORDED]++;
-	records.ringbuf_submit(record, BPF_RB_NO_WAKEUP);
+	/* Wakes a reader that has read everything, and nobody else. */
+	records.ringbuf_submit(record, 0);
 	return 0;
 }

@@ -56,9 +56,14 @@ struct xt_table {
 static const void *(*nt_cast)(u64 address, u32 type) = (void *)NT_CAST;
 #define nt_read(to, from) \
 	((void)(*(to) = *(typeof(*(to)) *)nt_cast((u64)(from), 0)))
+/* Two words that follow one another. */
+#define nt_read_pair(to, from) \
+	(nt_read(&(to)[0], (from)), nt_read(&(to)[1], (u64)(from) + 8))
 #else
 #define nt_read(to, from) \
 	bpf_probe_read_kernel((void *)(to), sizeof(*(to)), (const void *)(from))
+#define nt_read_pair(to, from) \
+	bpf_probe_read_kernel((void *)(to), 16, (const void *)(from))
 #endif
 
 #endif

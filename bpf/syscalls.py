@@ -29,6 +29,7 @@ __all__ = [
     "attach_trampoline",
     "close_all",
     "find_module_btf",
+    "is_link",
     "knows_program_type",
     "load_program",
     "program_misses",
@@ -74,6 +75,16 @@ def close_all(descriptors: list[int]) -> None:
     """Close *descriptors*, the last first, and empty the list."""
     while descriptors:
         os.close(descriptors.pop())
+
+
+def is_link(descriptor: int) -> bool:
+    """Tell whether *descriptor* is a link: a program is attached while that is open."""
+    try:
+        # Without pathlib, which the compiling child would wait for, too.
+        shown = os.readlink(f"/proc/self/fd/{descriptor}")  # noqa: PTH115
+    except OSError:
+        return False
+    return shown.startswith("anon_inode:bpf")
 
 
 def load_program(

@@ -28,21 +28,21 @@ PORT = 9000
 CPU = 0
 #: Rules of a chain, the last of which drops: with so many the load is what is asked for,
 #: about 1.5 million packets a second, where the kernel alone would take in a million more.
-RULES = 40
+_LEGACY_RULES, _NFT_RULES = 120, 20
 _SRC, _DST = "10.9.0.1", "10.9.0.2"
 
 
 def legacy(dropping: int) -> tuple[str, str]:
-    """Return `RULES` legacy rules, the last *dropping* of which drop; the last ends the load."""
-    targets = ["ACCEPT"] * (RULES - dropping) + ["DROP"] * (dropping - 1)
+    """Return legacy rules, the last *dropping* of which drop; the last ends the load."""
+    targets = ["ACCEPT"] * (_LEGACY_RULES - dropping) + ["DROP"] * (dropping - 1)
     lines = [f"-A PREROUTING -p tcp --dport {9100 + n} -j {t}" for n, t in enumerate(targets)]
     lines.append(f"-A PREROUTING -p udp --dport {PORT} -j DROP")
     return "legacy", "\n".join(["*mangle", *lines, "COMMIT"]) + "\n"
 
 
 def nft() -> tuple[str, str]:
-    """Return `RULES` nft rules, the last of which ends the load."""
-    lines = [f"tcp dport {9100 + n} accept" for n in range(RULES - 1)]
+    """Return nft rules, the last of which ends the load."""
+    lines = [f"tcp dport {9100 + n} accept" for n in range(_NFT_RULES - 1)]
     body = "\n".join([*lines, f"udp dport {PORT} drop"])
     return "nftables", f"table ip t {{ chain c {{\n{_HOOK}\n{body}\n}}\n}}\n"
 

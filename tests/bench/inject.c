@@ -5,7 +5,9 @@
  *
  * The kernel runs an XDP program that passes every one of them on
  * (BPF_F_TEST_XDP_LIVE_FRAMES, b530e9e1063e in Linux 5.18). Each line on standard input is
- * a number of packets; answered by one line with the nanoseconds that they took.
+ * a number of packets; answered by one line with the nanoseconds that they took, by the
+ * kernel's own clock: without the 20 ms in which it sets up and takes down what makes them,
+ * and without the turns that it gives to others meanwhile.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -17,7 +19,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/syscall.h>
-#include <time.h>
 #include <unistd.h>
 
 /* Frames in a batch: the kernel's default, with which it takes as many as it can. */
@@ -94,17 +95,8 @@ static void fill_frame(uint8_t *frame, const char *src, const char *dst,
 	put16(ip + 24, 8 + PAYLOAD_BYTES);
 }
 
-static uint64_t now_ns(void)
-{
-	struct timespec ts;
-
-	clock_gettime(CLOCK_MONOTONIC, &ts);
-	return (uint64_t)ts.tv_sec * 1000000000ull + (uint64_t)ts.tv_nsec;
-}
-
 static uint64_t inject(int program, const uint8_t *frame, uint32_t count)
 {
-	uint64_t start = now_ns();
 	union bpf_attr attr;
 
 	memset(&attr, 0, sizeof(attr));
@@ -116,7 +108,8 @@ static uint64_t inject(int program, const uint8_t *frame, uint32_t count)
 	attr.test.batch_size = BATCH;
 	if (bpf(BPF_PROG_TEST_RUN, &attr) < 0)
 		fail("BPF_PROG_TEST_RUN");
-	return now_ns() - start;
+	/* A mean, in whole nanoseconds. */
+	return (uint64_t)attr.test.duration * count;
 }
 
 int main(int argc, char **argv)
