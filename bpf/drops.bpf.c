@@ -142,7 +142,7 @@ NT_INLINE int nt_try_layout(struct nt_located *at,
 	if (at->index >= at->count)
 		return 0;
 	/* nf_hook_entries.hooks, of 16 bytes each */
-	nt_read_pair(at->entry, at->word + 8 + 16 * (u64)at->index);
+	nt_read_words(at->entry, at->word + 8 + 16 * (u64)at->index, 2);
 	if (!at->entry[0])
 		return 0;
 	if (layout->rule) {

@@ -56,14 +56,20 @@ struct xt_table {
 static const void *(*nt_cast)(u64 address, u32 type) = (void *)NT_CAST;
 #define nt_read(to, from) \
 	((void)(*(to) = *(typeof(*(to)) *)nt_cast((u64)(from), 0)))
-/* Two words that follow one another. */
-#define nt_read_pair(to, from) \
-	(nt_read(&(to)[0], (from)), nt_read(&(to)[1], (u64)(from) + 8))
+/* Read *count* values that follow one another. */
+#define nt_read_words(to, from, count)                                 \
+	do {                                                           \
+		_Pragma("unroll") for (int nt_at = 0; nt_at < (count); \
+				       nt_at++)                        \
+			nt_read((to) + nt_at,                          \
+				(u64)(from) + sizeof(*(to)) * nt_at);  \
+	} while (0)
 #else
 #define nt_read(to, from) \
 	bpf_probe_read_kernel((void *)(to), sizeof(*(to)), (const void *)(from))
-#define nt_read_pair(to, from) \
-	bpf_probe_read_kernel((void *)(to), 16, (const void *)(from))
+#define nt_read_words(to, from, count)                               \
+	bpf_probe_read_kernel((void *)(to), sizeof(*(to)) * (count), \
+			      (const void *)(from))
 #endif
 
 #endif

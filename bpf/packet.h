@@ -84,7 +84,7 @@ NT_INLINE void nt_read_headers(const unsigned char *from,
 	__builtin_memset(raw, 0, NT_NETWORK_BYTES + NT_TRANSPORT_BYTES);
 	lengths[0] = NT_NETWORK_BYTES;
 	lengths[1] = 0;
-	bpf_probe_read_kernel(raw, NT_NETWORK_BYTES, from);
+	nt_read_words(word, from, NT_NETWORK_BYTES / 4);
 	room = end - from;
 	if ((raw[0] >> 4) == 4) {
 		header = (raw[0] & 15) * 4;

@@ -40,9 +40,9 @@ def legacy(dropping: int) -> tuple[str, str]:
     return "legacy", "\n".join(["*mangle", *lines, "COMMIT"]) + "\n"
 
 
-def nft() -> tuple[str, str]:
+def nft(rules: int = _NFT_RULES) -> tuple[str, str]:
     """Return nft rules, the last of which ends the load."""
-    lines = [f"tcp dport {9100 + n} accept" for n in range(_NFT_RULES - 1)]
+    lines = [f"tcp dport {9100 + n} accept" for n in range(rules - 1)]
     body = "\n".join([*lines, f"udp dport {PORT} drop"])
     return "nftables", f"table ip t {{ chain c {{\n{_HOOK}\n{body}\n}}\n}}\n"
 
