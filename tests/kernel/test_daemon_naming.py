@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import socket
 import struct
 import time
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -15,6 +17,7 @@ import pytest
 from tests.kernel import nets
 from tracer.core.drops import Rung
 from tracer.daemon.messages import Messages
+from tracer.daemon.readings import DaemonReadings
 from tracer.daemon.settings import MessageSettings, Settings, TraceSettings, WatchSettings
 from tracer.daemon.watch import Watch
 from tracer.sources.netns import find_namespace
@@ -182,6 +185,62 @@ def test_what_ebpf_names_at_once_arms_nothing() -> None:
     assert Rung.RULE == state.rung
     assert [("FIREWALL", 2, 13)] == [(r.chain, r.rule, r.packets) for r in drops]
     assert (0, {}) == (state.naming.armed, state.naming.untraced)
+
+
+@pytest.mark.usefixtures("cable")
+def test_without_a_log_rules_that_change_have_their_names_all_the_same() -> None:
+    """A legacy table that is replaced is told of, and read before the first drop by it."""
+    nets.load_rules("b", "legacy", _LEGACY)
+    told: list[int] = []
+    with _watching("auto") as watch:
+        watch.on_new_rules = lambda: told.append(1)
+        watch.keep_events(None)
+        _turn_until(watch, lambda: bool(told))
+        nets.send_udp("a", _TO_B, 7002, 3)
+        _turn_until(watch, lambda: _by_rule(watch).get(2) == 3)
+        told.clear()
+        nets.load_rules(
+            "b", "legacy", _LEGACY.replace("COMMIT", "-A FIREWALL -j RETURN\nCOMMIT", 1)
+        )
+        nets.ip_netns_exec("b", "iptables-legacy", "-t", "mangle", "-I", "FIREWALL")
+        _turn_until(watch, lambda: bool(told))
+        nets.send_udp("a", _TO_B, 7002, 5)
+        _turn_until(watch, lambda: sum(_by_rule(watch).values()) == 8)
+
+        assert {2: 3, 3: 5} == {rule: n for rule, n in _by_rule(watch).items() if n}
+        assert 0 == watch.state().losses.stale
+
+
+@pytest.mark.usefixtures("cable")
+def test_a_source_that_is_detached_is_not_up() -> None:
+    """Detached by us, or because the kernel let go of its links, drops are told as unseen."""
+    said = Messages(MessageSettings(), io.StringIO())
+    with _watching("reason") as watch:
+        readings = DaemonReadings(watch, said)
+
+        def up() -> set[bool]:
+            sources = readings.health().sources
+            return {one.up for one in sources if one.source.startswith("drop")}
+
+        assert {True} == up()
+        watch.pause()
+        assert {False} == up()
+        watch.resume()
+        assert {True} == up()
+        with Path("/dev/null").open("rb") as nothing:
+            for link in _links():
+                os.dup2(nothing.fileno(), link)
+        assert {False} == up()
+
+
+def _links() -> list[int]:
+    """Return this process's descriptors of attached programs."""
+    found = []
+    for one in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # the listing's own
+            if "bpf_link" in str(one.readlink()) or "bpf-raw" in str(one.readlink()):
+                found.append(int(one.name))
+    return found
 
 
 @pytest.mark.usefixtures("cable")

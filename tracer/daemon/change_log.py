@@ -1,4 +1,8 @@
-"""What changes on the machine, into the event log; rulesets' texts are kept by content."""
+"""
+What changes on the machine, into the event log; rulesets' texts are kept by content.
+
+Without a log the rules are watched all the same: whoever names drops has to know.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,7 @@ from tracer.core.log_rows import Loss
 from tracer.sources.changes import ChangeLosses, ChangeWatch
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from exporters.log import LogWriter
     from tracer.core.log_rows import Change
@@ -24,14 +28,15 @@ _LOST: Final = ("overruns", "malformed", "left_out", "forgotten")
 
 
 class ChangeLog:
-    """Watches, and writes with the log's own writer."""
+    """Watches, and writes with the log's own *writer*; *on_change* says that a turn is due."""
 
-    def __init__(self, writer: LogWriter) -> None:
+    def __init__(self, writer: LogWriter | None, on_change: Callable[[], None]) -> None:
         self._writer = writer
-        self._watch = ChangeWatch()
-        self._watch.start()
+        self._watch = ChangeWatch(on_change)
+        # Who did it is for the log alone.
+        self._watch.start(with_names=writer is not None)
         self._namespaces: list[Netns] = []
-        self._is_read = self._has_names = False
+        self._is_read, self._has_names = False, writer is None
         self._lost = ChangeLosses()
         self._lost_ns = time.time_ns()
         self._due_s = 0.0
@@ -66,19 +71,14 @@ class ChangeLog:
         return has_new_rules
 
     def _write(self) -> bool:
-        changes = [self._kept(change) for change in self._watch.take()]
-        self._writer.append_changes(changes)
+        changes = self._watch.take()
+        if self._writer is not None:
+            self._writer.append_changes([_kept(change, self._writer) for change in changes])
         return any(change.what == "ruleset" for change in changes)
 
-    def _kept(self, change: Change) -> Change:
-        if change.what != "ruleset":
-            return change
-        names = [
-            self._writer.store_text(text) if text else "" for text in (change.before, change.after)
-        ]
-        return replace(change, before=names[0], after=names[1])
-
     def _note_losses(self) -> None:
+        if self._writer is None:
+            return
         losses, now_ns = self._watch.losses, time.time_ns()
         more = {name: getattr(losses, name) - getattr(self._lost, name) for name in _LOST}
         self._writer.append_losses(
@@ -95,3 +95,10 @@ class ChangeLog:
         self._watch.close()
         self._write()
         self._note_losses()
+
+
+def _kept(change: Change, writer: LogWriter) -> Change:
+    if change.what != "ruleset":
+        return change
+    names = [writer.store_text(text) if text else "" for text in (change.before, change.after)]
+    return replace(change, before=names[0], after=names[1])

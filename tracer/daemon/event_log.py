@@ -1,4 +1,4 @@
-"""What the watch sees, into the event log: recorded drops, traced journeys, changes, losses."""
+"""What the watch sees, into the event log: recorded drops, traced journeys, losses."""
 
 from __future__ import annotations
 
@@ -6,18 +6,17 @@ import os
 import time
 from pathlib import Path
 from socket import if_nameindex
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from exporters.log import LogOptions, LogWriter
 from tracer.core.log_rows import Loss, drop_columns
-from tracer.daemon.change_log import ChangeLog
 from tracer.errors import NftraceError
 from tracer.sources.netns import entered
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     import numpy.typing as npt
 
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
     from tracer.core.drops import DropCount
     from tracer.core.journey import Journey
     from tracer.daemon.settings import LogSettings
-    from tracer.sources.changes import ChangeLosses
     from tracer.sources.drops import DropLosses
     from tracer.sources.netns import Netns
 
@@ -52,8 +50,7 @@ class EventLog:
             size_bytes=int(settings.size_gb * (1 << 30)),
             group=settings.group,
         )
-        self._writer = LogWriter(Path(settings.directory), os.uname().nodename, options)
-        self._changes = ChangeLog(self._writer)
+        self.writer = LogWriter(Path(settings.directory), os.uname().nodename, options)
         self._devices: dict[int, tuple[float, dict[int, str]]] = {}
         self._lost = dict.fromkeys(_LOST, 0)
         self._lost_ns = time.time_ns()
@@ -75,28 +72,20 @@ class EventLog:
             names = [namespace.name if namespace else f"net:[{inode}]"] * len(kinds)
             devices = self._devices_of(inode, namespace, now_s)
             columns = drop_columns(records[rows], kinds, indexes[rows], names, devices)
-            self._writer.append_drops(columns, len(rows))
+            self.writer.append_drops(columns, len(rows))
 
     def append_journeys(self, journeys: Sequence[Journey], packets: npt.NDArray[np.void]) -> None:
         """Append traced journeys; *packets* `PACKET (n,)` are their packets' headers."""
-        self._writer.append_journeys(journeys, packets)
+        self.writer.append_journeys(journeys, packets)
 
-    def note_changes(self, namespaces: Iterable[Netns], now_s: float, log: Any) -> bool:  # noqa: ANN401
-        """Append what changed in *namespaces*, watched from now on; tell whether rules did."""
-        return self._changes.turn(namespaces, now_s, log)
-
-    @property
-    def change_losses(self) -> ChangeLosses:
-        """What of the changes was not seen."""
-        return self._changes.losses
-
-    def note_losses(self, losses: DropLosses, now_s: float) -> None:
-        """Append what the programs lost since the last time, once a minute."""
+    def note_losses(self, read: Callable[[], DropLosses], now_s: float) -> None:
+        """Append what the programs lost since the last time, *read* once a minute."""
         if now_s < self._due_s:
             return
         self._due_s, now_ns = now_s + _LOSSES_S, time.time_ns()
+        losses = read()
         lost = {name: getattr(losses, name) for name in _LOST}
-        self._writer.append_losses(
+        self.writer.append_losses(
             [
                 Loss(
                     now_ns, "drops", name, count - self._lost[name], "drops", self._lost_ns, now_ns
@@ -127,9 +116,8 @@ class EventLog:
 
     def status(self) -> LogStatus:
         """Return what was written and what was not."""
-        return self._writer.status()
+        return self.writer.status()
 
     def close(self) -> None:
         """Write what waits; harmless when repeated."""
-        self._changes.close()
-        self._writer.close()
+        self.writer.close()

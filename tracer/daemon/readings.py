@@ -81,10 +81,10 @@ class DaemonReadings:
     def health(self) -> Health:
         """Return how the watch does."""
         state = self._watch.state()
-        lost = state.losses
+        lost, is_up = state.losses, state.is_watching
         sources = [
-            SourceHealth("drops", "", up=True, events=lost.seen, lost=lost.missed + lost.uncounted),
-            SourceHealth("drop_records", "", up=True, events=state.recorded, lost=lost.unrecorded),
+            SourceHealth("drops", "", is_up, lost.seen, lost.missed + lost.uncounted),
+            SourceHealth("drop_records", "", is_up, state.recorded, lost.unrecorded),
             *(
                 SourceHealth("rule_counters", one.name, up=one.inode in self._read)
                 for one in state.namespaces
@@ -98,11 +98,11 @@ class DaemonReadings:
             sources.append(
                 SourceHealth("event_log", "", up=kept.trouble is None, events=rows, lost=lost_rows)
             )
-            unseen = self._event_log.change_losses
-            is_up = not unseen.unwatched
-            sources.append(SourceHealth("changes", "", up=is_up, lost=unseen.lost))
             values["nftrace_log_bytes"] = kept.size_bytes
             values["nftrace_log_lag_seconds"] = kept.lag_s
+        if state.change_losses is not None:
+            unseen = state.change_losses
+            sources.append(SourceHealth("changes", "", up=not unseen.unwatched, lost=unseen.lost))
         located = state.rung not in {Rung.REASON, Rung.LINKS}
         families = ("inet", "ip", "ip6") if located else ()
         naming = state.naming

@@ -123,6 +123,8 @@ class Daemon:
             refresher = Refresher(self._exporter.refresh)
             stack.callback(refresher.stop)
             refresher.start()
+            # The rules' texts, before the first scrape wants them.
+            refresher.want()
             watch.on_new_rules = refresher.want
             if control is not None:
                 control.start()
@@ -140,12 +142,12 @@ class Daemon:
         return control
 
     def _open_log(self, watch: Watch) -> EventLog | None:
-        if not self._settings.log.directory:
-            return None
-        # Its library is large, and not everybody's need.
-        from tracer.daemon.event_log import EventLog  # noqa: PLC0415
+        event_log = None
+        if self._settings.log.directory:
+            # Its library is large, and not everybody's need.
+            from tracer.daemon.event_log import EventLog  # noqa: PLC0415
 
-        event_log = EventLog(self._settings.log)
+            event_log = EventLog(self._settings.log)
         watch.keep_events(event_log)
         return event_log
 

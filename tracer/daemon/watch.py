@@ -2,14 +2,15 @@
 The wheel of the daemon: drops in, names and numbers out, all year.
 
 One thread turns it and owns every kernel handle; others ask for numbers and take the lock
-for that. A turn at rest costs some tens of microseconds, ten times a second; while flows
-wait for their names it turns faster. What goes wrong in a namespace or with a client is
-said, counted and passed over.
+for that. At rest it is woken by the first drop and by changes of rules; while drops come
+it turns ten times a second, and while flows wait for their names faster. What goes wrong
+in a namespace or with a client is said, counted and passed over.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 import selectors
 import threading
 import time
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from tracer.core.drops import Rung
+from tracer.daemon.change_log import ChangeLog
 from tracer.daemon.namespaces import NamespaceWatch
 from tracer.daemon.naming import Namer
 from tracer.sources.drops import DropSource, Mode
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from tracer.daemon.messages import Messages
     from tracer.daemon.naming_counts import NamingCounts
     from tracer.daemon.settings import Settings
+    from tracer.sources.changes import ChangeLosses
     from tracer.sources.drops import DropLosses
     from tracer.sources.netns import Netns
 
@@ -41,6 +44,10 @@ __all__ = ["Watch", "WatchState"]
 
 #: Between two turns. The ring holds a tenth of a second of a million drops a second.
 _TURN_S = 0.1
+#: … while nothing dies, as the first drop ends the wait: a wake costs far more than a turn.
+_REST_S = 0.5
+#: A wheel that has not turned for so long sees nothing.
+_STUCK_S = 10.0
 #: … while flows wait: their traces are read, and NFLOG's socket must not fill.
 _BUSY_TURN_S = 0.02
 #: The tables of kinds and of legacy rules are looked after this often, if anything died.
@@ -50,7 +57,11 @@ _SAMPLE_MAX = 4096
 
 
 class WatchState(NamedTuple):
-    """How the watch does at one moment; *busy_s* seconds of CPU went into *turns* turns."""
+    """
+    How the watch does at one moment; *busy_s* seconds of CPU went into *turns* turns.
+
+    *is_watching*: drops are counted, and what is counted is read.
+    """
 
     losses: DropLosses
     rung: Rung
@@ -61,6 +72,8 @@ class WatchState(NamedTuple):
     turns: int
     busy_s: float
     recorded: int
+    is_watching: bool
+    change_losses: ChangeLosses | None
 
 
 class Watch:
@@ -78,6 +91,7 @@ class Watch:
         self._namespaces = _watch_namespaces(settings)
         self._source: DropSource | None = None
         self._event_log: EventLog | None = None
+        self._changes: ChangeLog | None = None
         self._pool = ThreadPoolExecutor(2, "ruleset")
         self._namer = self._new_namer()
         self.on_new_rules: Callable[[], None] = lambda: None
@@ -88,6 +102,11 @@ class Watch:
         self._second = (0.0, 0)
         self._tables_due_s = 0.0
         self._died = False
+        self._rests = False
+        self._turned_s = time.monotonic()
+        self._trouble: str | None = None
+        self._waker = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._selector.register(self._waker, selectors.EVENT_READ)
 
     @property
     def _log(self) -> Any:  # noqa: ANN401 - structlog's
@@ -129,19 +148,62 @@ class Watch:
 
     def turn(self) -> None:
         """Wait until there may be something to do, and do it."""
-        wait_s = _BUSY_TURN_S if self._namer.traced else _TURN_S
+        wait_s = _BUSY_TURN_S if self._namer.traced else _REST_S if self._rests else _TURN_S
         self._selector.select(min(wait_s, self._namespaces.due_in(time.monotonic()) + 1e-3))
         started_s = time.thread_time()
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_read(self._waker)
         with self._lock:
-            self._do(time.monotonic())
+            now_s = time.monotonic()
+            self._follow_namespaces(now_s)
+            if self._source is not None:
+                self._do(self._source, now_s)
+            self._turned_s = now_s
             self._turns += 1
             self._busy_s += time.thread_time() - started_s
 
-    def _do(self, now_s: float) -> None:
-        self._follow_namespaces(now_s)
-        if self._source is None:
-            return
-        records = self._source.read()
+    def _wake(self) -> None:
+        """End the wait of a turn; any thread may."""
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_write(self._waker, 1)
+
+    def _do(self, source: DropSource, now_s: float) -> None:
+        try:
+            read = self._take_drops(source, now_s)
+            if self._event_log is not None:
+                self._event_log.note_losses(source.losses, now_s)
+            watched = self._namespaces.known.values()
+            if self._changes is not None and self._changes.turn(watched, now_s, self._log):
+                # The first drop by a rule that is new shall have its name.
+                self._died, self._tables_due_s = True, now_s
+                self.on_new_rules()
+            self._namer.turn(now_s)
+            self._pace(read, now_s)
+            if self._died and now_s >= self._tables_due_s:
+                # Legacy tables that are new, or were replaced, are read for the drops to come.
+                source.counts()
+                self._tables_due_s, self._died = now_s + _TABLES_S, False
+        except OSError as exc:
+            self._note_trouble(exc)
+        else:
+            self._trouble = None
+            self._rest(source, read == 0 and not self._died)
+
+    def _note_trouble(self, exc: OSError) -> None:
+        self._trouble = str(exc)
+        self._log.warning("turn_refused", why=self._trouble)
+
+    def _rest(self, source: DropSource, rests: bool) -> None:  # noqa: FBT001 - the new state
+        """Have the next drop end the wait, or not: while they come they are read together."""
+        if rests and not self._rests:
+            self._selector.register(source, selectors.EVENT_READ)
+        elif self._rests and not rests:
+            self._selector.unregister(source)
+        self._rests = rests
+
+    def _take_drops(self, source: DropSource, now_s: float) -> int:
+        """Read the records, hand on those that are looked at, and return how many there were."""
+        records = source.read()
         read = len(records)
         if read and "all" not in self._settings.watch.namespaces:
             # What others lose is not looked at any further.
@@ -149,20 +211,8 @@ class Watch:
         if len(records):
             self._died = True
             self._recorded += len(records)
-            self._hand_on(self._source, records, now_s)
-        if self._event_log is not None:
-            self._event_log.note_losses(self._source.losses(), now_s)
-            watched = self._namespaces.known.values()
-            if self._event_log.note_changes(watched, now_s, self._log):
-                # The first drop by a rule that is new shall have its name.
-                self._died, self._tables_due_s = True, now_s
-                self.on_new_rules()
-        self._namer.turn(now_s)
-        self._pace(read, now_s)
-        if self._died and now_s >= self._tables_due_s:
-            # Legacy tables that are new, or were replaced, are read for the drops to come.
-            self._source.counts()
-            self._tables_due_s, self._died = now_s + _TABLES_S, False
+            self._hand_on(source, records, now_s)
+        return read
 
     def _hand_on(self, source: DropSource, records: npt.NDArray[np.void], now_s: float) -> None:
         is_traced, known = self._settings.trace.enabled, self._namespaces.known
@@ -174,11 +224,18 @@ class Watch:
         if self._event_log is not None:
             self._event_log.append_drops(kinds, indexes, records, known, now_s)
 
-    def keep_events(self, event_log: EventLog) -> None:
-        """Write what is seen from now on into *event_log*, which the caller closes."""
+    def keep_events(self, event_log: EventLog | None) -> None:
+        """
+        Watch for changes, too; write all into *event_log*, if there is one.
+
+        The caller closes the log after the watch.
+        """
+        writer = None if event_log is None else event_log.writer
         with self._lock:
+            self._changes = ChangeLog(writer, self._wake)
             self._event_log = event_log
-            self._namer.tell = event_log.append_journeys
+            if event_log is not None:
+                self._namer.tell = event_log.append_journeys
 
     def give_way(self, *, is_followed: bool) -> None:
         """Trace nothing while *is_followed*: legacy tables' events have one listener."""
@@ -234,7 +291,13 @@ class Watch:
                 self._turns,
                 self._busy_s,
                 self._recorded,
+                self._is_watching(source),
+                None if self._changes is None else self._changes.losses,
             )
+
+    def _is_watching(self, source: DropSource) -> bool:
+        turns = time.monotonic() - self._turned_s < _STUCK_S
+        return turns and self._trouble is None and source.is_attached
 
     def drops(self) -> list[DropCount]:
         """Return every kind of drop in the namespaces watched, rules named where known."""
@@ -292,6 +355,8 @@ class Watch:
         with self._lock:
             self._namer.close()
             self._pool.shutdown()
+            if self._changes is not None:
+                self._changes.close()
             if self._source is not None:
                 self._source.close()
                 self._source = None
@@ -299,6 +364,9 @@ class Watch:
                 self._selector.unregister(self._namespaces)
             self._namespaces.close()
             self._selector.close()
+            waker, self._waker = self._waker, -1
+            if waker >= 0:
+                os.close(waker)
             return self._namer.resisted
 
 

@@ -21,12 +21,12 @@ import numpy as np
 
 from bpf.layout import CONFIG, Mode, Site
 from bpf.maps import MapFile
-from bpf.syscalls import attach_raw_tracepoint, close_all
+from bpf.syscalls import attach_raw_tracepoint, close_all, is_link
 from tracer.core.drops import Rung
 from tracer.errors import NftraceError
 from tracer.sources.bpf_calibrate import aside, calibrate
 from tracer.sources.bpf_config import Calibration, fill_config
-from tracer.sources.bpf_deadline import Deadline
+from tracer.sources.bpf_deadline import WAIT_FACTOR, Deadline, LateError
 from tracer.sources.bpf_kprobes import FUNCTIONS, KprobeRung, TrampolineRung
 from tracer.sources.bpf_kprobes import PROGRAMS as _PROBES
 from tracer.sources.bpf_kprobes import TYPES as _PROBE_TYPES
@@ -228,6 +228,11 @@ class Ladder:
     def links(self) -> int:
         """How many netfilter links stand."""
         return self._standing.links if isinstance(self._standing, LinkRung) else 0
+
+    @property
+    def is_attached(self) -> bool:
+        """Tell whether the programs run at the drop, by what the kernel says of each link."""
+        return bool(self._tracepoints) and all(map(is_link, self._tracepoints))
 
     def attach(self) -> None:
         """Let the programs run; harmless when they do."""

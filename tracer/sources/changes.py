@@ -98,9 +98,11 @@ class ChangeWatch:
     The watch: `start`, `watch` namespaces, `take` what changed, `close`.
 
     Changes of rules carry whole tables as *before* and *after*, see `RuleChanges`.
+    *on_change* is called by the watch's thread when there is something to take.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, on_change: Callable[[], None] = lambda: None) -> None:
+        self._on_change = on_change
         self._lock = threading.Condition()
         self._shared = _Shared()
         self._spaces: dict[int, _Space] = {}
@@ -118,10 +120,15 @@ class ChangeWatch:
         # Compiling takes a while: rules are read and watched meanwhile.
         self._loader = threading.Thread(target=self._load, name="execs", daemon=True)
 
-    def start(self) -> None:
-        """Begin; the threads have the capabilities that the calling one has now."""
+    def start(self, *, with_names: bool = True) -> None:
+        """
+        Begin; the threads have the capabilities that the calling one has now.
+
+        *with_names*: processes are known after their end, too, for which a program is loaded.
+        """
         self._thread.start()
-        self._loader.start()
+        if with_names:
+            self._loader.start()
 
     def watch(self, namespaces: Iterable[Netns]) -> None:
         """Watch these namespaces, and no others, from now on."""
@@ -304,6 +311,7 @@ class ChangeWatch:
             room = max(0, _WAITING_MAX - len(self._shared.changes))
             self._shared.changes += changes[:room]
         self._left_out += max(0, len(changes) - room)
+        self._on_change()
 
     def _complain(self, name: str, why: str) -> None:
         with self._lock:

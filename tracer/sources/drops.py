@@ -253,6 +253,19 @@ class DropSource:
         """The rung, its cost, and what is to be said of both."""
         return Standing(self.rung, COSTS[self.rung], self.why, tuple(self.notes))
 
+    @property
+    def is_attached(self) -> bool:
+        """Tell whether drops are counted now."""
+        return self.ladder is not None and self.ladder.is_attached
+
+    def fileno(self) -> int:
+        """
+        Return a descriptor that is readable when there are records, for a selector.
+
+        Errors: ValueError before open().
+        """
+        return self._maps()["records"]
+
     def resume(self) -> None:
         """Attach after pause(); harmless when attached."""
         if self.ladder is not None:
