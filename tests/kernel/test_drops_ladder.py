@@ -12,13 +12,15 @@ from bpf.layout import Mode
 from tests.kernel import nets
 from tracer.core.drops import Rung
 from tracer.errors import KernelUnsupportedError
-from tracer.sources.drops import DropSource
+from tracer.sources.bpf_retry import LATER
+from tracer.sources.drops import CALIBRATE_S, DropSource
 from tracer.sources.netns import find_namespace
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from tracer.core.drops import DropCount
+    from tracer.sources.bpf_retry import Retry
 
 _TO_B, _TO_C = "10.1.0.2", "10.2.0.2"
 #: What a rung needs of the kernel, as tests/kernel/probes.py has it.
@@ -225,6 +227,46 @@ def test_calibration_ends_in_its_time(ruled: str) -> None:
     assert (Rung.REASON, 61, None) == (source.rung, row.packets, row.table), ruled
     assert all("took longer than 0.001 s" in why for why in source.why.values())
     assert {Rung.RULE, Rung.HOOK} == set(source.why)
+    assert [LATER] == source.notes
+
+
+def test_a_rung_that_had_no_time_is_proved_later(ruled: str) -> None:
+    """What stands for lack of time alone gives way, and known drops are counted as nobody's."""
+    seen: list[set[int]] = []
+
+    def is_proved(source: DropSource, retry: Retry) -> bool:
+        netns = {row.netns for row in source.counts()}
+        seen.append(netns & set(retry.ranges))
+        return source.rung is Rung.RULE
+
+    with _opened(calibrate_s=0.001) as source:
+        assert source.retry is not None
+        nets.send_udp("a", _TO_B, 7002, 73)
+        source.retry.limit_s = 240.0
+        source.retry.hurry()
+        nets.wait_until(lambda: is_proved(source, source.retry), 120)
+        held = set(source.retry.ranges)
+        nets.send_udp("a", _TO_B, 7002, 79)
+        rows = {(r.table, r.chain, r.rule): r.packets for r in _in_b(source)}
+
+        assert {} == source.retry.ranges, ruled
+    assert (1, {0}) == (len(held), {len(shown) for shown in seen})
+    assert {(None, None, None): 73, ("mangle", "FIREWALL", 2): 79} == rows
+    assert [LATER, "hook was proved later"] == [note.split(";")[0] for note in source.notes]
+    assert {} == source.why
+
+
+def test_rungs_are_proved_on_a_busy_machine(ruled: str) -> None:
+    """Twelve busy loops take our turns on the processors, and the highest rung stands."""
+    # Each ends by itself after so many seconds of a processor.
+    loop = ("sh", "-c", "ulimit -t 20; while :; do :; done")
+    with contextlib.ExitStack() as load:
+        for _ in range(12):
+            load.enter_context(nets.spawn("a", *loop))
+        with _opened(calibrate_s=CALIBRATE_S) as source:
+            rung = source.rung
+
+    assert (Rung.RULE, {}) == (rung, source.why), ruled
 
 
 def test_a_forced_rung_that_does_not_hold_is_refused(ruled: str) -> None:

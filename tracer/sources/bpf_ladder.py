@@ -37,7 +37,8 @@ from tracer.sources.bpf_range import build
 from tracer.sources.bpf_rungs import LocatorRung, ReasonRung
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    import threading
+    from collections.abc import Callable, Sequence
 
     import numpy.typing as npt
 
@@ -83,43 +84,96 @@ class Ladder:
 
     `climb()`, then `attach()`; `look()` again and again. *rung* is what stands, *why* says
     for each rung above it what was missing, *notes* what happened since the start.
-    *sites* and *legacy* are what the rung knows of.
+    *sites* and *legacy* are what the rung knows of. *is_late*: it was for lack of time that
+    none higher stands.
     """
 
-    def __init__(self, loaded: Loaded, peek: Peek, namespaces: Sequence[Netns]) -> None:
-        """Take the programs of *loaded* and the *namespaces* that links may stand in."""
+    def __init__(
+        self,
+        loaded: Loaded,
+        peek: Peek,
+        namespaces: Sequence[Netns],
+        tell: Callable[[int], None] | None = None,
+        given_up: threading.Event | None = None,
+    ) -> None:
+        """
+        Take the programs of *loaded* and the *namespaces* that links may stand in.
+
+        *tell* is told the inode of each namespace in which known drops are made. No more
+        are made when *given_up* is set.
+        """
         self.rung = Rung.REASON
+        self.is_late = False
         self.why: dict[Rung, str] = {}
         self.notes: list[str] = []
         self.found = Calibration()
         self._loaded = loaded
         self._peek = peek
         self._namespaces = namespaces
+        self._tell = tell
+        self._given_up = given_up
         self._standing: LadderRung = ReasonRung()
         self._below: list[LadderRung] = []
         self._tracepoints: list[int] = []
         self._judged = (0, 0)
         self._doubted_s = -_DOUBT_S
 
-    def climb(self, wanted: Rung | None, limit_s: float) -> None:
+    def climb(self, wanted: Rung | None, limit_s: float, factor: float = WAIT_FACTOR) -> None:
         """
         Let the highest rung stand that holds, or *wanted* if it does.
 
+        It may take what `Deadline` says of *limit_s* and *factor*.
         Never raises for what a kernel lacks: `why` says it.
         """
         if wanted is Rung.REASON:
             return
         try:
-            aside(lambda: self._climb(wanted, self._lay_range(limit_s)))
+            aside(lambda: self._climb(wanted, self._lay_range(limit_s, factor)))
         except (NftraceError, OSError) as exc:
+            self.is_late = isinstance(exc, LateError)
             for name in _LOCATORS if wanted is None else (wanted,):
                 self.why.setdefault(name, str(exc))
             self._stand(ReasonRung())
         self._cover()
 
-    def _lay_range(self, limit_s: float) -> _Range:
-        deadline = Deadline(limit_s)
-        return _Range(build(deadline), secrets.randbelow(_MARK_MAX) + 1, deadline)
+    def adopt(self, found: Ladder, unlocated: int) -> bool:
+        """
+        Let the rung stand that another ladder has *found*, which is closed.
+
+        *unlocated* as for look(). False where that is the lowest, or where the rung cannot
+        be opened any more: `why` says it.
+        """
+        self.why.clear()
+        self.why.update(found.why)
+        rungs = [] if found.rung is Rung.REASON else found.rungs_from(self._loaded, self._peek)
+        if not rungs:
+            return False
+        rung, *below = rungs
+        try:
+            rung.open()
+        except (NftraceError, OSError) as exc:
+            rung.close()
+            self.why[rung.name] = str(exc)
+            return False
+        self._standing, self.rung, self._below = rung, rung.name, below
+        self.found, self._judged = found.found, (0, unlocated)
+        self._cover()
+        start_s, was_attached = time.monotonic(), bool(self._tracepoints)
+        self.detach()
+        if was_attached:
+            self.attach()
+        self.notes.append(f"{self.rung} was proved later; {_uncounted(start_s)}")
+        return True
+
+    def rungs_from(self, loaded: Loaded, peek: Peek) -> list[LadderRung]:
+        """Return the rung that stands and those below it, of other programs, not opened."""
+        rungs = _all_rungs(loaded, peek, self.found)
+        names = [rung.name for rung in rungs]
+        return rungs[names.index(self.rung) :]
+
+    def _lay_range(self, limit_s: float, factor: float = 1.0) -> _Range:
+        deadline = Deadline(limit_s, factor, self._given_up)
+        return _Range(build(deadline, self._tell), secrets.randbelow(_MARK_MAX) + 1, deadline)
 
     def _climb(self, wanted: Rung | None, ground: _Range) -> None:
         self.found = calibrate(self._loaded, ground.shots, ground.mark, ground.deadline)
@@ -140,12 +194,7 @@ class Ladder:
                 self._settle(partly, proof)
 
     def _rungs(self, wanted: Rung | None) -> list[LadderRung]:
-        rungs: list[LadderRung] = [
-            LocatorRung(self.found),
-            TrampolineRung(self._loaded),
-            KprobeRung(self._loaded),
-            LinkRung(self._loaded, self._peek),
-        ]
+        rungs = _all_rungs(self._loaded, self._peek, self.found)
         if wanted in _LOCATORS:
             return rungs[:1]
         return [rung for rung in rungs if wanted in {None, rung.name}]
@@ -307,10 +356,8 @@ class Ladder:
             self.notes.append(f"no rung below {former} could be proved: {exc}")
         self._cover()
         self.attach()
-        gap_ms = 1000 * (time.monotonic() - start_s)
         self.notes.append(
-            f"stepped down from {former} to {self.rung}: {why};"
-            f" for {gap_ms:.0f} ms drops were not counted"
+            f"stepped down from {former} to {self.rung}: {why}; {_uncounted(start_s)}"
         )
 
     def _descend(self, ground: _Range) -> None:
@@ -326,3 +373,18 @@ class Ladder:
         """Detach and unlink everything; harmless when repeated."""
         self.detach()
         self._standing.close()
+
+
+def _all_rungs(loaded: Loaded, peek: Peek, found: Calibration) -> list[LadderRung]:
+    """Return all rungs but the lowest, from the highest down."""
+    return [
+        LocatorRung(found),
+        TrampolineRung(loaded),
+        KprobeRung(loaded),
+        LinkRung(loaded, peek),
+    ]
+
+
+def _uncounted(start_s: float) -> str:
+    gap_ms = 1000 * (time.monotonic() - start_s)
+    return f"for {gap_ms:.0f} ms drops were not counted"

@@ -15,12 +15,15 @@ import os
 import socket
 import struct
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tracer.errors import KernelRefusedError, KernelUnsupportedError
 from tracer.sources.bpf_range_rules import CHAINS, LEGACY, load_legacy, load_nft
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tracer.sources.bpf_deadline import Deadline
 
 __all__ = ["Shot", "build", "enter_new_namespace", "fire"]
@@ -64,15 +67,18 @@ class Shot:
     handle: int | None = None
 
 
-def build(deadline: Deadline) -> list[Shot]:
+def build(deadline: Deadline, tell: Callable[[int], None] | None = None) -> list[Shot]:
     """
     Move the calling thread into a new namespace for good, and lay the rules there.
 
+    *tell* is told the namespace's inode before anything can be dropped in it.
     What the machine has no tool or no kernel support for is left out.
     Errors: KernelRefusedError where namespaces are refused, KernelUnsupportedError where
     neither nft nor legacy rules can be made, or not in time.
     """
     enter_new_namespace()
+    if tell is not None:
+        tell(Path("/proc/thread-self/ns/net").stat().st_ino)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         fcntl.ioctl(sock, _SIOCSIFFLAGS, struct.pack("16sh14x", b"lo", _IFF_UP))
     handles = load_nft(deadline)

@@ -48,6 +48,7 @@ from tracer.sources.bpf_kinds import KINDS_MAX, Kinds, KindTable
 from tracer.sources.bpf_ladder import FUNCTIONS, MARKS_MAX, PROGRAMS, TYPES, Ladder
 from tracer.sources.bpf_peek import Peek
 from tracer.sources.bpf_places import PLACES_MAX, Places
+from tracer.sources.bpf_retry import LATER, Retry
 from tracer.sources.bpf_rules import OFFSETS, find_tables
 from tracer.sources.bpf_rungs import COSTS
 from tracer.sources.netns import Netns, entered
@@ -74,7 +75,8 @@ NETNS_MAX = 1024
 #: Where so much of a table of the kernel's is taken, what was idle since the last look
 #: makes room.
 _CROWDED = 3 / 4
-#: Known drops at the start: a tenth of a second on an idle machine, twenty on a busy one.
+#: Seconds of a processor for known drops: a tenth is needed, and twenty times as much where
+#: the machine is emulated.
 CALIBRATE_S = 5.0
 #: The kernel reads modules from a disk.
 _MODULES_S = 60.0
@@ -171,9 +173,9 @@ class DropSource:
     """
     Counts, and on request records, of every packet that is dropped.
 
-    `open()`, then `counts()` as often as wanted. *ladder* is there from then on; `rung` is
-    what stands, `why` says for each rung above it what was missing, `notes` what happened to
-    it since.
+    `open()`, then `counts()` as often as wanted. *ladder* is there from then on, and *retry*
+    where there was no time to prove a rung; `rung` is what stands, `why` says for each rung
+    above it what was missing, `notes` what happened to it since.
     """
 
     def __init__(
@@ -206,6 +208,7 @@ class DropSource:
         self._settled = DropLedger()
         self._last: dict[int, int] = {}
         self._peek: Peek | None = None
+        self.retry: Retry | None = None
         self._cpus = possible_cpus()
         self._before: npt.NDArray[np.uint64] = np.zeros(1, np.uint64)
         self._missed_before = 0
@@ -281,7 +284,7 @@ class DropSource:
         loaded = load(_SPEC)
         if loaded.missing and self._wanted is not Rung.REASON:
             before = _modules()
-            call_modules(Deadline(_MODULES_S))
+            call_modules(Deadline(_MODULES_S, 1.0))
             if _modules() != before:
                 loaded.close()
                 loaded = load(_SPEC)
@@ -293,6 +296,9 @@ class DropSource:
         self.why, self.notes = ladder.why, ladder.notes
         if ladder.rung is not Rung.REASON and self._wanted is not Rung.HOOK:
             self._read_rules(loaded, peek)
+        if ladder.is_late and self._wanted is None:
+            self.retry = Retry(self._load, self._calibrate_s)
+            self.notes.append(LATER)
 
     def _read_rules(self, loaded: Loaded, peek: Peek) -> None:
         armed = ArmedTables(loaded.maps, peek)
@@ -388,15 +394,39 @@ class DropSource:
     def counts(self) -> list[DropCount]:
         """Return every kind of drop since open(), most packets first."""
         table = self._table()
+        has_stepped = self._take_found_rung()
         self._settled.add(spread(_rows(table.collect())))
-        kinds = table.read()
+        kinds = self._read_kinds(table)
         self._learn_places(kinds.keys)
-        has_stepped = self._look(kinds.keys, kinds.counts)
+        has_stepped |= self._look(kinds.keys, kinds.counts)
         rows = self._name(kinds.keys, kinds.counts)
         over = self._arm_stale(kinds, has_stepped=has_stepped) | self._idle(kinds)
         ended = [row for row, is_over in zip(rows, over.tolist(), strict=True) if is_over]
         table.retire(kinds.only(over), ended)
         return merge_counts([*spread(rows), *self._settled.rows])
+
+    def _read_kinds(self, table: KindTable[DropCount | None]) -> Kinds:
+        """Return what was counted, but for known drops that a later proof makes."""
+        kinds = table.read()
+        if self.retry is None or not self.retry.ranges:
+            return kinds
+        known = np.isin(kinds.keys["netns"], list(self.retry.ranges))
+        if not self.retry.is_under_way:
+            self._before[Stat.SEEN] += kinds.counts["packets"][known].sum()
+            table.retire(kinds.only(known), [None] * int(known.sum()))
+        return kinds.only(~known)
+
+    def _take_found_rung(self) -> bool:
+        """Let the rung stand that was proved later than at the start; True when it does."""
+        found = None if self.retry is None else self.retry.poll()
+        if found is None or not (self.ladder and self._loaded and self._peek):
+            return False
+        if not self.ladder.adopt(found, self.losses().unlocated):
+            return False
+        self._read_rules(self._loaded, self._peek)
+        self._arm_namespaces()
+        self._push_config()
+        return True
 
     def _look(self, keys: npt.NDArray[np.void], counts: npt.NDArray[np.void]) -> bool:
         """Let the ladder judge its rung by what it could place; True for another one now."""
@@ -475,6 +505,8 @@ class DropSource:
             msg = "DropSource is not open"
             raise ValueError(msg)
         records = self._ring.read()
+        if self.retry is not None and self.retry.ranges:
+            records = records[~np.isin(records["key"]["netns"], list(self.retry.ranges))]
         records["time_ns"] += np.uint64(time.time_ns() - time.monotonic_ns())
         return records
 
@@ -509,6 +541,8 @@ class DropSource:
 
     def close(self) -> None:
         """Detach and unload everything; harmless when repeated."""
+        if self.retry is not None:
+            self.retry.close()
         if self.ladder is not None:
             self.ladder.close()
         if self._ring is not None:
