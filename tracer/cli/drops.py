@@ -57,7 +57,7 @@ __all__ = ["drops"]
     type=click.FloatRange(0.1),
     default=CALIBRATE_S,
     metavar="S",
-    help=f"prove for at most S seconds of a processor how drops are named (default: {CALIBRATE_S:g})",
+    help=f"prove with S seconds of a processor how drops are named (default: {CALIBRATE_S:g})",
 )
 @output_option("text", "json")
 @color_option
