@@ -54,8 +54,11 @@ def keep_capabilities(names: Collection[str]) -> None:
     """
     kept = {CAPABILITIES[name] for name in names}
     capability = 0
-    while _libc.prctl(_PR_CAPBSET_READ, capability, 0, 0, 0) >= 0:
-        if capability not in kept and _libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0) != 0:
+    # 1 where the set has it, 0 where not, -1 where the kernel has no more of them.
+    while (bounded := _libc.prctl(_PR_CAPBSET_READ, capability, 0, 0, 0)) >= 0:
+        # Dropping takes CAP_SETPCAP, which is not there where the unit has cut the set.
+        is_over = bounded and capability not in kept
+        if is_over and _libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0) != 0:
             _refuse("PR_CAPBSET_DROP")
         capability += 1
     _libc.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
