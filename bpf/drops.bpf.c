@@ -369,7 +369,7 @@ NT_INLINE u32 nt_give_number(struct nt_scratch *t)
 		return number;
 	}
 	/* Another CPU was first, or the table is full. The number stays free. */
-	kind->reason = kind->netns = kind->hook = kind->place = 0;
+	kind->hook = kind->place = 0; /* which no drop has */
 	known = numbers.lookup(&t->key);
 	return known ? *known : NT_COUNTS_MAX;
 }
@@ -481,7 +481,7 @@ int on_kfree_skb_count(struct bpf_raw_tracepoint_args *ctx)
 		return 0; /* the end of a packet that arrived */
 #endif
 #else
-	t->key.reason = NT_REASON_NONE;
+	t->key.reason = 0; /* there are none before Linux 5.17 */
 #endif
 	nt_read(&t->dev, &skb->dev);
 	t->protocol = 0;

@@ -42,6 +42,13 @@ struct xt_table {
 };
 #endif
 
+/*
+ * bcc takes the older helpers, which programs on netfilter's hooks may not call, where it
+ * does not find these among the kernel's symbols: as without CAP_SYSLOG. They came with 5.5.
+ */
+#undef bpf_probe_read_kernel
+#undef bpf_probe_read_kernel_str
+
 #define NT_INLINE static inline __attribute__((always_inline))
 
 /*

@@ -32,7 +32,6 @@ __all__ = [
     "PEEK_BYTES",
     "PLACE",
     "PLACE_KEY",
-    "REASON_NONE",
     "RULES",
     "RULES_MAX",
     "SEEN_RULES",
@@ -46,7 +45,6 @@ __all__ = [
 ]
 
 NO_HOOK = 255
-REASON_NONE = 1
 #: Bits of nt_config.filters.
 FILTER_NETNS, FILTER_FLOW = 1, 2
 FUNCTION_LEGACY = 1

@@ -69,27 +69,6 @@ NT_INLINE void nt_leave_table(u64 table, u64 skb, u64 state, u64 verdict)
 	at->rule = 0;
 }
 
-/* fexit: the arguments are at hand when the verdict is. */
-int on_ipt_exit(struct bpf_raw_tracepoint_args *ctx)
-{
-#ifdef NT_ARG0_IPT_DO_TABLE_SKB
-	nt_leave_table(ctx->args[2], ctx->args[0], ctx->args[1], ctx->args[3]);
-#else
-	nt_leave_table(ctx->args[0], ctx->args[1], ctx->args[2], ctx->args[3]);
-#endif
-	return 0;
-}
-
-int on_ip6t_exit(struct bpf_raw_tracepoint_args *ctx)
-{
-#ifdef NT_ARG0_IP6T_DO_TABLE_SKB
-	nt_leave_table(ctx->args[2], ctx->args[0], ctx->args[1], ctx->args[3]);
-#else
-	nt_leave_table(ctx->args[0], ctx->args[1], ctx->args[2], ctx->args[3]);
-#endif
-	return 0;
-}
-
 NT_INLINE int nt_enter_table(u64 frame, u64 table, u64 skb, u64 state)
 {
 	struct nt_calls *calls;
@@ -109,27 +88,31 @@ NT_INLINE int nt_enter_table(u64 frame, u64 table, u64 skb, u64 state)
 	return 0;
 }
 
-int on_ipt_entry(struct pt_regs *ctx)
-{
-#ifdef NT_ARG0_IPT_DO_TABLE_SKB
-	return nt_enter_table(NT_STACK(ctx), NT_PARM(ctx, 2), NT_PARM(ctx, 0),
-			      NT_PARM(ctx, 1));
-#else
-	return nt_enter_table(NT_STACK(ctx), NT_PARM(ctx, 0), NT_PARM(ctx, 1),
-			      NT_PARM(ctx, 2));
-#endif
-}
+/* The table, the packet and the state are arguments *t*, *p* and *s* of *function*. */
+#define NT_TABLE(function, t, p, s)                                      \
+	/* fexit: the arguments are at hand when the verdict is. */      \
+	int on_##function##_exit(struct bpf_raw_tracepoint_args *ctx)    \
+	{                                                                \
+		nt_leave_table(ctx->args[t], ctx->args[p], ctx->args[s], \
+			       ctx->args[3]);                            \
+		return 0;                                                \
+	}                                                                \
+	int on_##function##_entry(struct pt_regs *ctx)                   \
+	{                                                                \
+		return nt_enter_table(NT_STACK(ctx), NT_PARM(ctx, t),    \
+				      NT_PARM(ctx, p), NT_PARM(ctx, s)); \
+	}
 
-int on_ip6t_entry(struct pt_regs *ctx)
-{
-#ifdef NT_ARG0_IP6T_DO_TABLE_SKB
-	return nt_enter_table(NT_STACK(ctx), NT_PARM(ctx, 2), NT_PARM(ctx, 0),
-			      NT_PARM(ctx, 1));
+#ifdef NT_ARG0_IPT_DO_TABLE_SKB
+NT_TABLE(ipt, 2, 0, 1)
 #else
-	return nt_enter_table(NT_STACK(ctx), NT_PARM(ctx, 0), NT_PARM(ctx, 1),
-			      NT_PARM(ctx, 2));
+NT_TABLE(ipt, 0, 1, 2)
 #endif
-}
+#ifdef NT_ARG0_IP6T_DO_TABLE_SKB
+NT_TABLE(ip6t, 2, 0, 1)
+#else
+NT_TABLE(ip6t, 0, 1, 2)
+#endif
 
 /*
  * Pair a return with its call by the stack pointer: those above it returned unseen. One

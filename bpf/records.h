@@ -22,9 +22,6 @@ enum nt_site {
 	NT_SITES = 4,
 };
 
-/* nt_drop_key.reason before Linux 5.17; a kind whose reason is 0 is none. */
-#define NT_REASON_NONE 1
-
 /* nt_config.mode: what else happens than counting. */
 enum nt_mode {
 	NT_MODE_OFF = 0,

@@ -45,7 +45,6 @@ CONSTANTS = {
     "NT_FUNCTION_LEGACY": layout.FUNCTION_LEGACY,
     "NT_MARK_SOLE": layout.MARK_SOLE,
     "NT_NO_HOOK": layout.NO_HOOK,
-    "NT_REASON_NONE": layout.REASON_NONE,
     "NT_LAYOUTS_MAX": layout.LAYOUTS_MAX,
     "NT_MATCHES_MAX": layout.MATCHES_MAX,
     "NT_RULES_MAX": layout.RULES_MAX,

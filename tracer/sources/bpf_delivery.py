@@ -121,7 +121,8 @@ def _try_functions(loaded: Loaded, trial: Trial, family: socket.AddressFamily) -
             return descriptor
         os.close(descriptor)
         whys.append(f"{program} does not tell of each packet once")
-    msg = f"delivery cannot be seen: {'; '.join(dict.fromkeys(whys))}"
+    why = "; ".join(dict.fromkeys(whys))
+    msg = f"netfilter takes no eBPF programs here, as it does from Linux 6.4 on, and {why}"
     raise KernelUnsupportedError(msg)
 
 

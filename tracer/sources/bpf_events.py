@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
+    from bpf.loader import Loaded
     from tracer.core.filters import Filter
 
 __all__ = ["SkbEvents", "SkbLoss"]
@@ -87,15 +88,15 @@ class SkbEvents:
     The ends and time stamps of followed packets.
 
     `open()`, then `arm()` with filters, then `read()` again and again. *reasons* maps the
-    kernel's drop reasons to their names after `open()`, and *sees_delivery* says whether
-    local delivery is told.
+    kernel's drop reasons to their names after `open()`, and *unseen* says why local
+    delivery is not told, in words; it is empty where it is.
     """
 
     def __init__(self, namespaces: Sequence[Netns]) -> None:
         """Take the *namespaces* whose events are wanted; nothing is opened yet."""
         self.namespaces = tuple(namespaces)
         self.reasons: dict[int, str] = {}
-        self.sees_delivery = False
+        self.unseen = ""
         self._descriptors: list[int] = []
         self._ring: RingReader | None = None
         self._maps: dict[str, int] = {}
@@ -127,16 +128,18 @@ class SkbEvents:
             told.update(namespace.inode.to_bytes(4, sys.byteorder), b"\1")
         for program, tracepoint in _TRACEPOINTS.items():
             self._descriptors.append(attach_raw_tracepoint(tracepoint, loaded.programs[program]))
-        deliver = loaded.programs.get("on_deliver")
-        if deliver is not None:
-            with contextlib.suppress(KernelUnsupportedError):
-                self._link(deliver)
-                self.sees_delivery = True
-        else:
-            # A kernel without either leaves delivery unseen, and says so by this flag.
-            with contextlib.suppress(KernelUnsupportedError):
+        self._watch_delivery(loaded, told)
+
+    def _watch_delivery(self, loaded: Loaded, told: MapFile) -> None:
+        """Link or attach what sees it; else everything but that is seen all the same."""
+        self.unseen = loaded.refused.get("on_deliver", "")
+        try:
+            if "on_deliver" in loaded.programs:
+                self._link(loaded.programs["on_deliver"])
+            elif not self.unseen:
                 self._descriptors += attach_delivery(loaded, self._trial(told))
-                self.sees_delivery = True
+        except KernelUnsupportedError as exc:
+            self.unseen = exc.message
 
     def _trial(self, told: MapFile) -> Trial:
         return Trial(

@@ -127,7 +127,6 @@ def _packed(number: int) -> bytes:
 
 
 def _is_kind(keys: npt.NDArray[np.void]) -> npt.NDArray[np.bool_]:
-    # A drop has a place, or the hook that says that it has none; reasons are missing
-    # before Linux 5.17.
+    # A drop has a place, or the hook that says that it has none.
     used: npt.NDArray[np.bool_] = (keys["place"] != 0) | (keys["hook"] != 0)
     return used

@@ -24,7 +24,6 @@ from bpf.layout import (
     FILTER_NETNS,
     MATCHES,
     NO_HOOK,
-    REASON_NONE,
     STATS,
     WINDOW_NS,
     Mode,
@@ -227,7 +226,7 @@ class DropSource:
 
     def _open(self) -> None:
         self._loaded = loaded = self._load()
-        names = loaded.enums.get("skb_drop_reason") or {"NOT_SPECIFIED": REASON_NONE}
+        names = loaded.enums.get("skb_drop_reason") or {"NOT_SPECIFIED": 0}
         self.reasons = {n: name.removeprefix("SKB_DROP_REASON_") for name, n in names.items()}
         self._ring = RingReader(loaded.maps["records"], _RING_PAGES * _PAGE, DROP_RECORD)
         self._peek = Peek(loaded)

@@ -157,5 +157,5 @@ class EndWatch:
         self._is_open = True
         if self._boxes:
             self._watch()
-        if not self._events.sees_delivery:
-            self.notes.append("local delivery is not seen: it needs Linux 6.4 or kprobes")
+        if self._events.unseen:
+            self.notes.append(f"local delivery is not seen: {self._events.unseen}")
