@@ -9,16 +9,22 @@ flow, and asked no second time.
 Whatever arrives, the work is bounded: records looked at in a turn, flows and namespaces
 that wait, packets that the kernel traces, CPU time on the average. Each packet whose rule
 is not asked for is counted under the bound that kept us from it.
+
+Before a namespace's first flow is armed its rules are read, which takes seconds where
+there are a hundred thousand: another thread does that, and the flow waits unarmed.
 """
 
 from __future__ import annotations
 
+import contextlib
+import math
 import os
 import resource
 import secrets
 import time
+from concurrent.futures import CancelledError, wait
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -44,7 +50,7 @@ from tracer.sources.netns import entered
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
-    from concurrent.futures import ThreadPoolExecutor
+    from concurrent.futures import Future, ThreadPoolExecutor
 
     import numpy.typing as npt
 
@@ -81,9 +87,20 @@ _ENDED = (EndingKind.DROPPED, EndingKind.REJECTED)
 _Key: TypeAlias = tuple[int, int, str | None, str | None, bytes]
 
 
+class _Opened(NamedTuple):
+    """A trace, and the CPU seconds that it took to open it."""
+
+    trace: FlowTrace
+    cost_s: float
+
+
 @dataclass
 class _Space:
-    """What is known of a namespace; *trace* is there only while flows wait in it."""
+    """
+    What is known of a namespace; *trace* is there only while flows wait in it.
+
+    *opening* is the trace to come. *is_wanted*: one is to be opened though no flow waits.
+    """
 
     namespace: Netns
     version: int = 0
@@ -91,10 +108,17 @@ class _Space:
     checked_s: float = 0.0
     refused_until_s: float = 0.0
     trace: FlowTrace | None = None
+    opening: Future[_Opened] | None = None
+    is_wanted: bool = False
     readings: int = 0
     until_s: float = 0.0
     waiting: dict[Flow, _Waiting] = field(default_factory=dict)
     asked: dict[_Key, _Waiting] = field(default_factory=dict)
+
+    @property
+    def is_in_use(self) -> bool:
+        """Whether it takes one of the places that the configuration has."""
+        return bool(self.waiting or self.trace or self.opening or self.is_wanted)
 
 
 @dataclass(slots=True)
@@ -113,9 +137,9 @@ class Namer:
     Arms flows, and keeps what their traces say.
 
     *log* is a structlog logger. All times given are monotonic seconds. *tell*, if it is
-    set, is called with journeys that were traced and their packets' headers. While
-    *yields* is set nothing is traced: legacy tables' events have one listener, and people
-    who follow packets come first.
+    set, is called with journeys that were traced and their packets' headers; *wake* by any
+    thread, when a turn is due. While *yields* is set nothing is traced: legacy tables'
+    events have one listener, and people who follow packets come first.
     """
 
     def __init__(
@@ -130,6 +154,7 @@ class Namer:
         self.exemplars: dict[tuple[int, RuleAnswer], Exemplar] = {}
         self.resisted: list[str] = []
         self.yields = False
+        self.wake: Callable[[], None] = lambda: None
         self.tell: Callable[[Sequence[Journey], npt.NDArray[np.void]], None] | None = None
         self._host = os.uname().nodename
         self._run = secrets.token_hex(5)
@@ -143,11 +168,14 @@ class Namer:
         self._reading = Bucket(share, share * _CPU_BURST_S, now_s)
         self._spaces: dict[int, _Space] = {}
         self._waiting = 0
+        #: What was being opened for namespaces that are gone.
+        self._orphans: list[Future[_Opened]] = []
 
     @property
     def waiting(self) -> int:
-        """How many flows wait for their next packet."""
-        return self._waiting
+        """How many flows wait for their next packet, armed."""
+        spaces = self._spaces.values()
+        return sum(len(one.waiting) for one in spaces if one.trace is not None)
 
     @property
     def traced(self) -> int:
@@ -169,8 +197,8 @@ class Namer:
         """Trace SYNs that are seen twice in *namespaces*, if the settings ask for it."""
         for namespace in namespaces if self._settings.twice_seen_syns else ():
             space = self._space(namespace, now_s)
-            if self.traced < self._settings.namespaces and space.trace is None:
-                self._arm(space, [], now_s)
+            in_use = self.traced + sum(one.is_wanted for one in self._spaces.values())
+            space.is_wanted = space.trace is None and in_use < self._settings.namespaces
 
     def offer(  # noqa: PLR0913, PLR0917 - what is known of records, and of the moment
         self,
@@ -244,7 +272,7 @@ class Namer:
             elif (flow := Flow.of_row(flows[row])) in space.waiting:
                 self._count_untraced("waiting", died.packets)
             else:
-                one = _Waiting(flow, ask, kind, now_s, died)
+                one = _Waiting(flow, ask, kind, math.inf, died)
                 space.asked[ask] = space.waiting[flow] = one
                 self._waiting += 1
                 wanted.setdefault(kind.netns, []).append(one)
@@ -275,8 +303,8 @@ class Namer:
             return "flows"
         if self._cpu.level(now_s) <= 0:
             return "cpu"
-        in_use = sum(bool(one.waiting or one.trace) for one in self._spaces.values())
-        is_new = not space.waiting and space.trace is None
+        in_use = sum(one.is_in_use for one in self._spaces.values())
+        is_new = not space.is_in_use
         return "namespaces" if is_new and in_use >= settings.namespaces else None
 
     def _space(self, namespace: Netns, now_s: float) -> _Space:
@@ -305,40 +333,69 @@ class Namer:
             space.version += 1
 
     def _arm(self, space: _Space, asked: Sequence[_Waiting], now_s: float) -> None:
-        try:
-            if space.trace is None:
-                self._open(space, now_s)
-            if space.trace is not None:
-                space.trace.arm([one.flow for one in asked], self._settings.wait_s)
-        except NftraceError as exc:
-            self._end(space, asked, "refused")
-            space.refused_until_s = now_s + _REFUSED_S
-            self._log.warning("arming_refused", netns=space.namespace.name, why=str(exc))
+        """Arm flows where there is a trace; where it is to come they are armed with it."""
+        if space.trace is None:
             return
-        # From now on, and not from when it began: reading a large ruleset takes seconds.
-        space.until_s = time.monotonic() + self._settings.wait_s * bool(asked)
+        try:
+            space.trace.arm([one.flow for one in asked], self._settings.wait_s)
+        except NftraceError as exc:
+            self._refuse(space, asked, exc, now_s)
+            return
+        space.until_s = now_s + self._settings.wait_s * bool(asked)
         for one in asked:
             one.until_s = space.until_s
         self.counts.armed += len(asked)
 
-    def _open(self, space: _Space, now_s: float) -> None:
+    def _refuse(
+        self, space: _Space, asked: Sequence[_Waiting], why: NftraceError, now_s: float
+    ) -> None:
+        self._end(space, asked, "refused")
+        space.refused_until_s = now_s + _REFUSED_S
+        self._log.warning("arming_refused", netns=space.namespace.name, why=str(why))
+
+    def _open(self, namespace: Netns) -> _Opened:
+        """Open a trace, in a thread of the pool."""
         settings = self._settings
-        before_s = _children_s()
-        with entered(space.namespace):
-            space.trace = FlowTrace(
-                space.namespace,
+        before_s = _children_s() + time.thread_time()
+        with entered(namespace):
+            trace = FlowTrace(
+                namespace,
                 self._pool,
                 rate=max(1, settings.packets_per_second // settings.namespaces),
                 size=settings.flows,
                 syns=settings.twice_seen_syns,
             )
-        space.readings = space.trace.trace.readings
-        self._cpu.spend(_children_s() - before_s, now_s)
+        return _Opened(trace, _children_s() + time.thread_time() - before_s)
+
+    def _advance(self, space: _Space, now_s: float) -> None:
+        """Begin to open a namespace's trace where it is wanted, and take it when it is there."""
+        if space.opening is None:
+            if self.yields:
+                self._end(space, list(space.waiting.values()), "followers")
+            elif space.waiting or space.is_wanted:
+                space.is_wanted = False
+                space.opening = self._pool.submit(self._open, space.namespace)
+                space.opening.add_done_callback(lambda _: self.wake())
+            return
+        if not space.opening.done():
+            return
+        opening, space.opening = space.opening, None
+        waiting = list(space.waiting.values())
+        try:
+            opened = opening.result()
+        except NftraceError as exc:
+            self._refuse(space, waiting, exc, now_s)
+            return
+        space.trace, space.readings = opened.trace, opened.trace.trace.readings
+        self._cpu.spend(opened.cost_s, now_s)
+        self._arm(space, waiting, now_s)
 
     def turn(self, now_s: float) -> None:
         """Read what was traced, and end what was waited for long enough."""
+        self._close_orphans(timeout_s=0)
         for space in list(self._spaces.values()):
             if space.trace is None:
+                self._advance(space, now_s)
                 continue
             started_s = time.thread_time()
             self._take(space, space.trace.receive(), now_s)
@@ -443,8 +500,23 @@ class Namer:
             if bound is not None:
                 self._count_untraced(bound, one.died.packets)
 
+    def _close_orphans(self, timeout_s: float | None) -> None:
+        done, rest = wait(self._orphans, timeout_s) if self._orphans else ((), ())
+        self._orphans = list(rest)
+        for one in done:
+            # What could not be opened left nothing.
+            with contextlib.suppress(NftraceError, CancelledError):
+                trace = one.result().trace
+                trace.close()
+                self.resisted += trace.resisted
+
     def _close(self, space: _Space) -> None:
         trace, space.trace = space.trace, None
+        if space.opening is not None:
+            space.opening.cancel()
+            self._orphans.append(space.opening)
+            space.opening = None
+            self._end(space, list(space.waiting.values()), "expired")
         if trace is None:
             return
         try:
@@ -469,6 +541,7 @@ class Namer:
         """Disarm everywhere; harmless when repeated."""
         for space in self._spaces.values():
             self._close(space)
+        self._close_orphans(timeout_s=None)
 
 
 def _children_s() -> float:

@@ -92,7 +92,7 @@ class Watch:
         self._source: DropSource | None = None
         self._event_log: EventLog | None = None
         self._changes: ChangeLog | None = None
-        self._pool = ThreadPoolExecutor(2, "ruleset")
+        self._pool = ThreadPoolExecutor(4, "ruleset")
         self._namer = self._new_namer()
         self.on_new_rules: Callable[[], None] = lambda: None
         self._turns = 0
@@ -164,7 +164,7 @@ class Watch:
 
     def _wake(self) -> None:
         """End the wait of a turn; any thread may."""
-        with contextlib.suppress(BlockingIOError):
+        with contextlib.suppress(OSError):
             os.eventfd_write(self._waker, 1)
 
     def _do(self, source: DropSource, now_s: float) -> None:
@@ -346,6 +346,7 @@ class Watch:
 
     def _new_namer(self) -> Namer:
         namer = Namer(self._settings.trace, self._pool, self._log, time.monotonic())
+        namer.wake = self._wake
         if self._event_log is not None:
             namer.tell = self._event_log.append_journeys
         return namer
