@@ -219,5 +219,7 @@ def _changes(timeline: Timeline, clock: Clock) -> str:
         where = f"{change.netns}: " if change.netns else ""
         said = safe(f"{where}{change_words(change, one.diff)}")
         who = f'<br><span class="quiet">{safe(by)}</span>' if by else ""
-        rows.append(f"<tr><td>{safe(clock.time(change.time_ns))}</td><td>{said}{who}</td></tr>")
+        tone = ' class="bad"' if change.what == "clock" else ""
+        when = safe(clock.time(change.time_ns))
+        rows.append(f"<tr{tone}><td>{when}</td><td>{said}{who}</td></tr>")
     return f"<h3>What changed</h3><table>{''.join(rows)}</table>" if rows else ""

@@ -46,6 +46,8 @@ class LogDisk:
         self.wants_retiring = True
         #: Set when rows are passed over for good: nothing is acknowledged any more.
         self.gave_up = False
+        #: The time of the last row that a killed writer left, 0 where there is none.
+        self.left_ns = 0
         self._next = 0
         self._open: dict[str, OpenSegment] = {}
         self._failed: list[str] = []
@@ -77,8 +79,11 @@ class LogDisk:
             lasts = [one.last for one in listing.sealed]
             # A table's later segment begins behind all rows of its earlier ones.
             for one in {one.table: one for one in listing.open}.values():
-                read = read_stream(one.path)
-                lasts += [batch["ordinal"][-1].as_py() for batch in read.batches[-1:]]
+                for batch in read_stream(one.path).batches[-1:]:
+                    ordinal, time_ns = (batch[name][-1].as_py() for name in ("ordinal", "time_ns"))
+                    if ordinal > max(lasts, default=-1):
+                        self.left_ns = time_ns
+                    lasts.append(ordinal)
                 lasts.append(one.first)
         losses = []
         for one in listing.open:

@@ -37,6 +37,8 @@ class Item:
     table: str
     columns: Columns
     rows: int
+    #: Rows behind it are written behind it, those before it before: the clock was set.
+    is_step: bool = False
 
 
 @dataclass(slots=True)
@@ -81,7 +83,8 @@ class Queue:
         are_drops = item.table == "drops"
         with self._lock:
             kept = self._thin(item, now_ns) if are_drops else item
-            limit = self._limit if are_drops else _OTHER_ROWS
+            # Without the steps of its clock a log has no order.
+            limit = self._limit if are_drops else _OTHER_ROWS * (2 if item.is_step else 1)
             is_full = self._rows[are_drops] + kept.rows > limit or len(self._items) >= _ITEMS
             if self._closed or is_full:
                 # Those that were to stand for others are not there, either.

@@ -17,6 +17,7 @@ from exporters.log.journeys import StoredJourney, read_journey
 from exporters.log.rulesets import read_text
 from exporters.log.select import Selection, matches_journey, where
 from exporters.log.snapshot import Problem, Snapshot
+from exporters.log.steps import Steps
 from tracer.core.log_rows import Change, Loss
 from tracer.core.log_schema import TABLES, Kind
 from tracer.errors import OutputError
@@ -50,10 +51,13 @@ _MEMORY_MB = 300
 class LogReader:
     """Tells what a log holds."""
 
-    def __init__(self, directory: Path, memory_mb: int = _MEMORY_MB) -> None:
+    def __init__(
+        self, directory: Path, memory_mb: int = _MEMORY_MB, *, is_steady: bool = False
+    ) -> None:
         """
         Look at the log in *directory*; DuckDB takes *memory_mb* at most.
 
+        Where *is_steady*, times are as the clock was last set (see `Steps`), else as written.
         Errors: OutputError where there is no such folder, or it may not be read.
         """
         self._directory = directory
@@ -63,6 +67,8 @@ class LogReader:
         # Nothing is written beside a log that is only read.
         self._base.execute("SET temp_directory = ''")
         self._snapshot = Snapshot(directory)
+        self._is_steady = is_steady
+        self._steps: Steps | None = None
 
     @property
     def problems(self) -> list[Problem]:
@@ -72,10 +78,26 @@ class LogReader:
     def refresh(self) -> None:
         """Look at the folder anew."""
         self._snapshot = Snapshot(self._directory, self._snapshot)
+        self._steps = None
 
     def span(self) -> tuple[int, int] | None:
         """Return the times of the first and the last event, ns UTC; None for an empty log."""
-        return self._snapshot.span()
+        span = self._snapshot.span()
+        if span is None or not self._find_steps():
+            return span
+        # The names of segments have times as written.
+        rows = " UNION ALL ".join(f"SELECT time_ns FROM {name}" for name in TABLES)  # noqa: S608
+        return self.query(f"SELECT min(time_ns), max(time_ns) FROM ({rows})")[0]  # noqa: S608
+
+    def _find_steps(self) -> Steps:
+        if self._steps is None:
+            # They are looked for by times as written.
+            self._steps = Steps()
+            if not self._is_steady:
+                return self._steps
+            sql = "SELECT ordinal, before, after FROM changes WHERE what = 'clock' ORDER BY ordinal"
+            self._steps = Steps(self.query(sql))
+        return self._steps
 
     def query(
         self, sql: str, selection: Selection | None = None, values: Sequence[object] = ()
@@ -198,6 +220,7 @@ class LogReader:
         values: Sequence[object],
         fetch: str,
     ) -> Any:  # noqa: ANN401 - as duckdb has it
+        self._find_steps()
         for _ in range(_TRIES):
             try:
                 with self._base.cursor() as cursor:
@@ -225,27 +248,32 @@ class LogReader:
     def _body(self, cursor: Any, table: Table, selection: Selection) -> str:  # noqa: ANN401
         parts = []
         groups: dict[tuple[str, ...], list[Path]] = {}
-        for path, columns in self._snapshot.sealed(table.name, selection):
+        steps = self._find_steps()
+        time = steps.sql()
+        for path, columns in self._snapshot.sealed(table.name, steps.as_written(selection)):
             groups.setdefault(columns, []).append(path)
         for columns, paths in groups.items():
             files = ", ".join(map(_quoted, paths))
             source = f"read_parquet([{files}])"
-            parts.append(f"SELECT {_projection(table, columns)} FROM {source}")  # noqa: S608
+            parts.append(f"SELECT {_projection(table, columns, time)} FROM {source}")  # noqa: S608
         for number, found in enumerate(self._snapshot.open(table.name)):
             name = f"open_{table.name}_{number}"
             cursor.register(name, found)
-            parts.append(f"SELECT {_projection(table, found.column_names)} FROM {name}")  # noqa: S608
+            select = _projection(table, found.column_names, time)
+            parts.append(f"SELECT {select} FROM {name}")  # noqa: S608 - ours
         if not parts:
             parts.append(f"SELECT {_projection(table, ())} WHERE false")
         return " UNION ALL ".join(parts)
 
 
-def _projection(table: Table, there: Sequence[str]) -> str:
+def _projection(table: Table, there: Sequence[str], time: str = "time_ns") -> str:
     """Return the select list of all of today's columns out of those that are *there*."""
     parts = []
     for column in table.columns:
         sql_type = _SQL_TYPES[column.kind]
-        if column.name in there:
+        if column.name == "time_ns" and column.name in there:
+            parts.append(f"({time})::{sql_type} AS time_ns")
+        elif column.name in there:
             parts.append(f"{column.name}::{sql_type} AS {column.name}")
         else:
             default = column.default if isinstance(column.default, int) else "''"

@@ -18,7 +18,7 @@ import threading
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from exporters.log.clock import StepWatch, SystemClock
+from exporters.log.clock import STEP_NS, StepWatch, SystemClock
 from exporters.log.disk import LogDisk
 from exporters.log.journeys import journey_columns
 from exporters.log.options import DIRECTORY_MODE, LogOptions, give_to_group
@@ -26,10 +26,11 @@ from exporters.log.queue import Item, Queue
 from exporters.log.rulesets import content_name
 from tracer.core.log_rows import Change, Loss, join
 from tracer.core.log_schema import TABLES
+from tracer.core.timeline_events import UNSEEN
 from tracer.errors import OutputError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
     from typing import Self
 
@@ -101,12 +102,14 @@ class LogWriter:
         self._queue = Queue(self._options.queue_rows)
         self._disk = LogDisk(directory, self._options)
         self._steps = StepWatch(self._clock)
+        self._clock_lock = threading.Lock()
         self._in_force: dict[tuple[str, str, str], Change] = {}
         self._texts: dict[str, str] = {}
         self._texts_lock = threading.Lock()
         self._thinned = self._left_out = self._invalid = self._invalid_told = 0
         self._stuck_since_ns: int | None = None
         self._retired_ns = self._restated_ns = self._clock.monotonic_ns()
+        self._note_earlier()
         for loss in self._disk.recovered(self._clock.wall_ns()):
             self.append_losses([loss])
         self._thread = threading.Thread(target=self._run, name="log-writer", daemon=True)
@@ -119,7 +122,10 @@ class LogWriter:
         *host* and *ordinal* are the writer's to fill in, what else is not given has its
         default. Rows that are not what the table is are counted as invalid.
         """
-        self._queue.put(Item(table, columns, rows), self._clock.wall_ns())
+        with self._clock_lock:
+            self._note_step()
+            columns = self._steps.moved(columns)
+            self._queue.put(Item(table, columns, rows), self._clock.wall_ns())
 
     def append_drops(self, columns: Columns, rows: int) -> None:
         """Append recorded drops, as `tracer.core.log_rows.drop_columns` gives them."""
@@ -197,6 +203,8 @@ class LogWriter:
         if self._lock_file >= 0:
             if not self._thread.is_alive():
                 self._disk.close(self._clock.wall_ns(), timeout_s)
+            # For the next writer, whose clock may be another.
+            os.pwrite(self._lock_file, str(self._clock.wall_ns()).encode(), 0)
             os.close(self._lock_file)
             self._lock_file = -1
 
@@ -213,8 +221,9 @@ class LogWriter:
             if items:
                 self._stuck_since_ns = now_ns
             self._write_texts()
-            self._note_steps()
-            for table, group in _by_table(items).items():
+            with self._clock_lock:
+                self._note_step()
+            for table, group in _in_order(items):
                 self._write(table, group)
             self._stuck_since_ns = None
             self._tell_left_out()
@@ -270,24 +279,26 @@ class LogWriter:
                 with self._texts_lock:
                     self._texts.setdefault(name, text)
 
-    def _note_steps(self) -> None:
+    def _note_step(self) -> None:
+        """Put a step of the clock between the rows before it and those behind it."""
         step_ns = self._steps.look()
         if step_ns:
-            now_ns = self._clock.wall_ns()
-            detail = f'{{"step_ns":{step_ns}}}'
-            change = Change(
-                now_ns,
-                "",
-                "clock",
-                "changed",
-                before=str(now_ns - step_ns),
-                after=str(now_ns),
-                detail=detail,
-            )
-            self._disk.encode(
-                "changes", {**_as_columns([change]), "host": self._host}, 1, self._clock
-            )
-            self._drain("changes")
+            self._put_step(step_ns, f'{{"step_ns":{step_ns}}}')
+
+    def _note_earlier(self) -> None:
+        """Put a step where the log's last writer had a later time than it is now."""
+        told = os.pread(self._lock_file, 32, 0)
+        os.ftruncate(self._lock_file, 0)
+        last_ns = self._disk.left_ns or (int(told) if told.isdigit() else 0)
+        step_ns = self._clock.wall_ns() - last_ns
+        if last_ns and step_ns <= -STEP_NS:
+            self._put_step(step_ns, UNSEEN)
+
+    def _put_step(self, step_ns: int, detail: str) -> None:
+        now_ns = self._clock.wall_ns()
+        before, after = str(now_ns - step_ns), str(now_ns)
+        change = Change(now_ns, "", "clock", "changed", "", before, after, detail)
+        self._queue.put(Item("changes", _as_columns([change]), 1, is_step=True), now_ns)
 
     def _tell_left_out(self) -> None:
         now_ns = self._clock.wall_ns()
@@ -361,12 +372,18 @@ def _as_columns(rows: Sequence[Change] | Sequence[Loss]) -> dict[str, Any]:
     return {name: [row[name] for row in told] for name in told[0]}
 
 
-def _by_table(items: list[Item]) -> dict[str, list[Item]]:
+def _in_order(items: list[Item]) -> Iterator[tuple[str, list[Item]]]:
+    """Yield items by table; between steps of the clock what is few goes first."""
     groups: dict[str, list[Item]] = {}
-    for item in items:
-        groups.setdefault(item.table, []).append(item)
-    # What is few goes first: a flood of drops must not keep it waiting.
-    return {name: groups[name] for name in reversed(TABLES) if name in groups}
+    for item in [*items, None]:
+        if item is None or item.is_step:
+            # A flood of drops must not keep the others waiting.
+            yield from ((name, groups[name]) for name in reversed(TABLES) if name in groups)
+            groups = {}
+        if item is not None and item.is_step:
+            yield item.table, [item]
+        elif item is not None:
+            groups.setdefault(item.table, []).append(item)
 
 
 def _are_alike(one: Item, other: Item) -> bool:

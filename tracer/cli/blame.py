@@ -53,7 +53,7 @@ def blame(  # noqa: PLR0913 - click's
     TABLE is a name, or family and name in quotes: "ip6 filter".
     """
     words = {"netns": netns, "since": since, "until": until}
-    with open_log(log_directory) as reader:
+    with open_log(log_directory, is_steady=True) as reader:
         found = _find(reader, (table, chain, rule), words)
         tell_problems(reader)
     if not found:

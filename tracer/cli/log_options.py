@@ -53,15 +53,15 @@ def time_options(command: Command) -> Command:
     return since(until(command))
 
 
-def open_log(directory: str) -> LogReader:
+def open_log(directory: str, *, is_steady: bool = False) -> LogReader:
     """
-    Return a reader of the log.
+    Return a reader of the log; *is_steady*: times as its clock was last set, else as written.
 
     Errors: OutputError where there is none or it may not be read.
     """
     from exporters.log.reader import LogReader  # noqa: PLC0415 - 0.2 s that others need not wait
 
-    return LogReader(Path(directory))
+    return LogReader(Path(directory), is_steady=is_steady)
 
 
 def read_selection(words: Mapping[str, Any]) -> Selection:

@@ -36,7 +36,7 @@ _AROUND_NS: Final = 15 * 60 * 1_000_000_000
 def timeline(**words: Any) -> int:  # noqa: ANN401 - click's
     """Tell when it began, what changed just before, what died where, and whether it is over."""
     selection = _selection(words)
-    with open_log(words["log_directory"]) as reader:
+    with open_log(words["log_directory"], is_steady=True) as reader:
         from tracer.cli.timeline_evidence import read_evidence  # noqa: PLC0415 - numpy, duckdb
 
         evidence = read_evidence(reader, selection)

@@ -64,6 +64,8 @@ class TimelinePrinter:
         for killer in timeline.killers[:1]:
             self._show_more(killer)
         self._show_changes()
+        for step in (one.change for one in timeline.changes if one.change.what == "clock"):
+            self._line("clock", f"{self._clock.time(step.time_ns)}  {change_words(step)}", WARNING)
         for loss in timeline.losses:
             text = f"{loss_words(loss)} ({loss.source}, {self._clock.time(loss.time_ns)})"
             self._line("not told", text, WARNING)
@@ -141,7 +143,7 @@ class TimelinePrinter:
             self._line("" if number else "not hurt", text)
 
     def _show_changes(self) -> None:
-        changes = self._timeline.changes
+        changes = [one for one in self._timeline.changes if one.change.what != "clock"]
         if not changes:
             return
         self._say("")

@@ -143,7 +143,7 @@ def _clock_words(change: Change) -> str:
     except ValueError:
         return "the clock was set"
     way = "forward" if step_s > 0 else "back"
-    return f"the clock was set {way} by {abs(step_s):.1f} s: times before and behind it do not join"
+    return f"the clock was set {way} by {abs(step_s):.1f} s: times before it are told as set since"
 
 
 def _table_words(change: Change, diff: TableDiff | None) -> str:
