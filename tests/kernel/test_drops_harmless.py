@@ -27,14 +27,17 @@ _WATCH = """
 import sys
 from tracer.core.drops import Rung
 from tracer.sources.drops import DropSource, Mode
-source = DropSource((), Rung(sys.argv[1]) if sys.argv[1:] else None)
+from tracer.sources.netns import all_namespaces
+source = DropSource(all_namespaces(), Rung(sys.argv[1]) if sys.argv[1:] else None)
 source.open()
 source.set_mode(Mode.RECORD)
 print("ready", flush=True)
 sys.stdin.read()
 """
 # include/uapi/linux/bpf.h
-_SYS_BPF, _PROG_NEXT, _MAP_NEXT = 321, 11, 12
+_SYS_BPF = 321
+#: How the next number of each kind is asked for: BPF_PROG_GET_NEXT_ID and the like.
+_NEXT = {"prog": 11, "map": 12, "link": 31}
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -61,7 +64,7 @@ def _arrived(ns: str) -> int:
     return int(text.split("packets")[1].split()[0])
 
 
-@pytest.mark.parametrize("rung", [Rung.REASON, Rung.RULE])
+@pytest.mark.parametrize("rung", [Rung.REASON, Rung.RULE, Rung.LINKS])
 def test_attaching_and_detaching_lose_no_packet(road: str, rung: Rung) -> None:
     """While packets flow and die, ten times on and off: all that were sent arrive."""
     source = DropSource([find_namespace(road)], rung)
@@ -82,7 +85,7 @@ def test_attaching_and_detaching_lose_no_packet(road: str, rung: Rung) -> None:
 
 
 def _numbers(next_id: int) -> set[int]:
-    """Return the numbers of all programs, or all maps, of this machine."""
+    """Return the numbers of all programs, maps or links of this machine."""
     found: set[int] = set()
     number = 0
     while True:
@@ -95,7 +98,7 @@ def _numbers(next_id: int) -> set[int]:
 
 
 def _held(pid: int) -> set[tuple[str, int]]:
-    """Return kind and number of the programs and maps that process *pid* has descriptors of."""
+    """Return kind and number of all of eBPF that process *pid* has descriptors of."""
     held = set()
     for file in Path(f"/proc/{pid}/fdinfo").iterdir():
         # One that was closed meanwhile is none.
@@ -103,7 +106,7 @@ def _held(pid: int) -> set[tuple[str, int]]:
             held |= {
                 (line.split("_")[0], int(line.split()[1]))
                 for line in file.read_text("ascii").splitlines()
-                if line.startswith(("prog_id:", "map_id:"))
+                if line.startswith(tuple(f"{kind}_id:" for kind in _NEXT))
             }
     return held
 
@@ -121,23 +124,30 @@ def _watching(*words: str) -> Iterator[subprocess.Popen[str]]:
 
 
 def _existing() -> set[tuple[str, int]]:
-    programs = {("prog", number) for number in _numbers(_PROG_NEXT)}
-    return programs | {("map", number) for number in _numbers(_MAP_NEXT)}
+    return {(kind, number) for kind, next_id in _NEXT.items() for number in _numbers(next_id)}
+
+
+def _tables() -> list[str]:
+    commands = (("nft", "-s", "list", "ruleset"), ("cat", "/proc/net/ip_tables_names"))
+    return [nets.ip_netns_exec(ns, *words).stdout for ns in "abc" for words in commands]
 
 
 @pytest.mark.usefixtures("road")
-def test_nothing_stays_of_killed_watchers() -> None:
+def test_nothing_stays_of_killed_watchers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """
-    Thirty times started and killed under load, none of their programs and maps is there.
+    Thirty times started and killed under load, nothing of theirs is there.
 
-    Of three that are started at once one is killed as soon as it has any, in the midst of
-    its start, the others when they watch.
+    No program, map or link, no table in any namespace, and no file. Of three that are
+    started at once one is killed as soon as it has any, in the midst of its start, the
+    others when they watch.
     """
     endless = (str(nets.build_flood()), "--dst=10.2.0.2", "--port=9", "--count=1000000000")
     held: set[tuple[str, int]] = set()
+    before = _tables()
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
     with nets.spawn("a", *endless, "--rate=20000"):
         for _ in range(_CYCLES // 3):
-            with _watching() as early, _watching() as whole, _watching("reason") as lean:
+            with _watching() as early, _watching() as whole, _watching("links") as lean:
                 held |= nets.wait_until(lambda pid=early.pid: _held(pid), 60, "a program")
                 early.kill()
                 for process in (whole, lean):
@@ -146,5 +156,7 @@ def test_nothing_stays_of_killed_watchers() -> None:
                     held |= _held(process.pid)
 
     assert len(held) > _CYCLES
+    assert {"prog", "map", "link"} == {kind for kind, _ in held}
+    assert (before, []) == (_tables(), list(tmp_path.iterdir()))
     # Numbers only grow, so that others' objects are not taken for these.
-    nets.wait_until(lambda: not held & _existing(), 10, "the end of the programs and maps")
+    nets.wait_until(lambda: not held & _existing(), 10, "the end of all of them")

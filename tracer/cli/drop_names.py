@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from tracer.core.journey import Verdict
@@ -11,10 +12,8 @@ from tracer.sources.netns import entered
 from tracer.sources.ruleset import read_ruleset
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from tracer.core.drops import DropCount
-    from tracer.core.ruleset import Chain, Rule, Table
+    from tracer.core.ruleset import Table
     from tracer.sources.netns import Netns
     from tracer.sources.ruleset import RulesetRead
 
@@ -39,52 +38,79 @@ class RuleName:
 
 
 class RuleNames:
-    """Finds rules in the rulesets of namespaces, read again when they changed."""
+    """
+    Finds rules in the rulesets of namespaces.
+
+    Whether one changed is asked once after each `look_anew()`; what was not asked for
+    between two of them is forgotten.
+    """
 
     def __init__(self) -> None:
         """Begin with nothing read."""
-        self._read: dict[int, RulesetRead] = {}
+        self._former: dict[int, _Rules | None] = {}
+        self._now: dict[int, _Rules | None] = {}
+
+    def look_anew(self) -> None:
+        """Take rulesets as they stand from now on."""
+        self._former, self._now = self._now, {}
 
     def find(self, namespace: Netns | None, count: DropCount) -> RuleName:
         """Return what is known of *count*'s rule; an empty name where nothing is."""
         if namespace is None or count.table is None:
             return RuleName(count.chain, count.rule)
+        if namespace.inode not in self._now:
+            self._now[namespace.inode] = self._look(namespace)
+        rules = self._now[namespace.inode]
+        return RuleName(count.chain, count.rule) if rules is None else rules.find(count)
+
+    def _look(self, namespace: Netns) -> _Rules | None:
+        former = self._former.get(namespace.inode)
         try:
             with entered(namespace):
-                read = self._read.get(namespace.inode)
-                if read is None or read.is_stale():
-                    read = self._read[namespace.inode] = read_ruleset()
+                if former is not None and not former.read.is_stale():
+                    return former
+                return _Rules(read_ruleset())
         except NftraceError:
-            return RuleName(count.chain, count.rule)
-        key = (count.engine or "", count.family or "", count.table)
-        table = read.ruleset.tables.get(key)
-        if table is None:
-            return RuleName(count.chain, count.rule)
-        return _find(table, count)
+            return None
 
 
-def _find(table: Table, count: DropCount) -> RuleName:
-    if count.kind == "policy":
-        return RuleName(count.chain)
-    for chain, rule in _rules(table):
-        by_handle = count.handle is not None and rule.handle == count.handle
-        by_number = count.rule is not None and (chain.name, rule.number) == (
-            count.chain,
-            count.rule,
+class _Rules:
+    """One reading of a ruleset: a table may have many rows, and thousands of rules."""
+
+    def __init__(self, read: RulesetRead) -> None:
+        self.read = read
+        self._tables: dict[tuple[str, str, str], _Table] = {}
+
+    def find(self, count: DropCount) -> RuleName:
+        key = (count.engine or "", count.family or "", count.table or "")
+        if key not in self.read.ruleset.tables:
+            return RuleName(count.chain, count.rule)
+        if key not in self._tables:
+            self._tables[key] = _Table(self.read.ruleset.tables[key])
+        return self._tables[key].find(count)
+
+
+class _Table:
+    def __init__(self, table: Table) -> None:
+        rules = [(chain.name, rule) for chain in table.chains.values() for rule in chain.rules]
+        self._by_number = {(chain, rule.number): rule for chain, rule in rules}
+        self._by_handle = {rule.handle: (chain, rule) for chain, rule in rules}
+        dropping = (
+            f"{chain} {rule.number}: {rule.text}"
+            for chain, rule in rules
+            if rule.verdict in {Verdict.DROP, Verdict.REJECT}
         )
-        if by_handle or by_number:
-            return RuleName(chain.name, rule.number, rule.text)
-    if count.rule is not None or count.handle is not None:
-        return RuleName(count.chain, count.rule)
-    dropping = [
-        f"{chain.name} {rule.number}: {rule.text}"
-        for chain, rule in _rules(table)
-        if rule.verdict in {Verdict.DROP, Verdict.REJECT}
-    ]
-    return RuleName(count.chain, candidates=tuple(dropping[:_CANDIDATES_MAX]))
+        self._candidates = tuple(islice(dropping, _CANDIDATES_MAX))
 
-
-def _rules(table: Table) -> Iterator[tuple[Chain, Rule]]:
-    for chain in table.chains.values():
-        for rule in chain.rules:
-            yield chain, rule
+    def find(self, count: DropCount) -> RuleName:
+        if count.kind == "policy":
+            return RuleName(count.chain)
+        if count.handle is not None:
+            chain, rule = self._by_handle.get(count.handle, (count.chain, None))
+        else:
+            chain, rule = count.chain, self._by_number.get((count.chain or "", count.rule or 0))
+        if rule is not None:
+            return RuleName(chain, rule.number, rule.text)
+        if count.rule is not None or count.handle is not None:
+            return RuleName(count.chain, count.rule)
+        return RuleName(count.chain, candidates=self._candidates)

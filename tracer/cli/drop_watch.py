@@ -179,6 +179,7 @@ class DropWatch:
             counts = self._of_flow
         wanted = [count for count in counts if self._choice.takes(count)]
         self._learn_functions(wanted)
+        self._names.look_anew()
         before, self._before = self._before, {c.kind_only: c.packets for c in counts}
         rows = []
         for count in wanted:
