@@ -30,6 +30,7 @@ _IN_CREATE, _IN_DELETE, _IN_MOVED = 0x100, 0x200, 0xC0
 _IN_DELETE_SELF, _IN_UNMOUNT, _IN_IGNORED = 0x400, 0x2000, 0x8000
 _IN_CLOEXEC, _IN_NONBLOCK = 0o2000000, 0o4000
 _WATCHED = _IN_CREATE | _IN_DELETE | _IN_MOVED | _IN_DELETE_SELF
+_FIRST = _IN_CREATE | 0x8000_0000  # IN_ONESHOT
 #: `ip netns add` makes the file, which we are told of, and mounts the namespace on it next.
 _SETTLE_S = 0.2
 #: More namespaces than this are not watched, and counted: each has a few hundred bytes.
@@ -120,6 +121,10 @@ class NamespaceWatch:
             return
         watched = _libc.inotify_add_watch(self._fd, os.fsencode(_NAMED), _WATCHED)
         self._is_placed = watched >= 0
+        if not self._is_placed:
+            # Nobody named a namespace since the machine came up: the folder comes with the
+            # first, and its own is where that is told.
+            _libc.inotify_add_watch(self._fd, os.fsencode(_NAMED.parent), _FIRST)
 
     def _take_events(self) -> bool:
         """Empty the queue; tell whether there was anything in it."""
