@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 __all__ = ["WAIT_FACTOR", "Deadline", "LateError"]
 
 #: On a busy machine it takes so many times as long by the clock as by the processor.
-WAIT_FACTOR = 6.0
+WAIT_FACTOR = 3.0
 
 
 class LateError(KernelUnsupportedError):

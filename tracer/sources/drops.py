@@ -74,9 +74,9 @@ NETNS_MAX = 1024
 #: Where so much of a table of the kernel's is taken, what was idle since the last look
 #: makes room.
 _CROWDED = 3 / 4
-#: Seconds of a processor for known drops: a tenth is needed, and twenty times as much where
-#: the machine is emulated.
-CALIBRATE_S = 5.0
+#: Seconds of a processor for known drops: a tenth is needed, and up to four where the machine
+#: is emulated.
+CALIBRATE_S = 10.0
 #: The kernel reads modules from a disk.
 _MODULES_S = 60.0
 _SPEC = ObjectSpec(
