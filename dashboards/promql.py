@@ -70,9 +70,11 @@ def rate_in(metric: str, selector: str) -> str:
     return f"(\n{_indent(counted)}\n) / ($__rate_interval_ms / 1000)"
 
 
-def with_text(value: str) -> str:
+def with_text(value: str, readable: str = _READABLE) -> str:
     """
-    Join *value*, one series a rule, with what people read of the rule.
+    Join *value*, one series a rule, with what people read of the rule: labels *readable*.
+
+    Over time a rule's number changes, where another is put above it, and its text does not.
 
     Where the last scrape has no text, as it was not answered or the rule is gone, it is
     the last one of five minutes; a rule that is counted together with others has none, and
@@ -86,7 +88,7 @@ def with_text(value: str) -> str:
     inner = _indent(value)
     return (
         f"(\n{inner}\n)\n"
-        f"* {without} group_left ({_READABLE}) {known}\n"
+        f"* {without} group_left ({readable}) {known}\n"
         f"or label_replace(\n  (\n{_indent(inner)}\n  ) unless {without} {known},\n"
         f'  "text", "{_NO_TEXT}", "", ""\n)'
     )

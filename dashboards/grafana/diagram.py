@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from dashboards.grafana.model import HERE, query
-from dashboards.grafana.panels import GREEN, ORANGE, RED, panel, thresholds
+from dashboards.grafana.panels import ORANGE, PACKETS_PER_SECOND, RED, panel, thresholds
 from dashboards.promql import rate_in
 
 if TYPE_CHECKING:
@@ -26,6 +26,12 @@ class _Box(NamedTuple):
     left: int
     top: int
     tables: tuple[str, ...] = ()
+
+    @property
+    def height(self) -> int:
+        """In pixels: its title, a line for each table, one for the others."""
+        lines = 1 if self.name == _ITSELF else len(self.tables) + 2
+        return lines * _ROW + 12
 
 
 _BOX_WIDTH: Final = 190
@@ -43,10 +49,19 @@ _HOOKS: Final = (
 _DEVICES: Final = (_Box("ingress", 20, _TOP), _Box("egress", 1130, _TOP))
 _ITSELF: Final = "kernel itself"
 _KERNEL: Final = _Box(_ITSELF, 760, _MIDDLE)
+#: What stands over the arrow from input to output.
+_PROCESSES: Final = "this host's processes"
+#: What nothing died at is there, and no more: the eye is to fall on the others.
+_NOTHING: Final = "#6e7178"
+_BOXES: Final = (*_HOOKS, *_DEVICES, _KERNEL)
+_BY_NAME: Final = {box.name: box for box in _BOXES}
+#: Arrows leave and reach boxes so far below their tops, and so lie flat.
+_ARROW: Final = 64
 #: From box to box, by their names.
 _WAYS: Final = (
     ("prerouting", "input"),
     ("prerouting", "forward"),
+    ("input", "output"),
     ("forward", "postrouting"),
     ("output", "postrouting"),
     ("ingress", "prerouting"),
@@ -105,30 +120,25 @@ def _value(field: str, left: int, top: int) -> Json:
     return made
 
 
-def _height(box: _Box) -> int:
-    rows = len(box.tables) + (1 if box.name == _ITSELF else 2)
-    return rows * _ROW + 12
-
-
 def _frame(box: _Box) -> Json:
     made = _text(box.name, "", (box.left, box.top), _BOX_WIDTH, strong=False)
-    made["placement"]["height"] = _height(box)
+    made["placement"]["height"] = box.height
     made["border"] = {"color": {"fixed": "semi-dark-blue"}, "width": 1}
-    made["connections"] = [_way(end) for start, end in _WAYS if start == box.name]
+    made["connections"] = [_way(box, _BY_NAME[end]) for start, end in _WAYS if start == box.name]
     return made
 
 
-def _way(end: str) -> Json:
-    """Return an arrow to the box *end*; (1, 0) is the middle of a box's right side."""
-    up_or_down = end in {"prerouting", "egress"}
-    source, target = {"x": 1, "y": 0}, {"x": -1, "y": 0}
-    if up_or_down:
-        side = -1 if end == "prerouting" else 1
+def _way(start: _Box, end: _Box) -> Json:
+    """Return an arrow to the box *end*; (1, 1) is a box's upper right corner."""
+    source = {"x": 1, "y": 1 - 2 * _ARROW / start.height}
+    target = {"x": -1, "y": 1 - 2 * _ARROW / end.height}
+    if start.left == end.left:
+        side = 1 if end.top < start.top else -1
         source, target = {"x": 0, "y": side}, {"x": 0, "y": -side}
     return {
         "source": source,
         "target": target,
-        "targetName": end,
+        "targetName": end.name,
         "path": "straight",
         "color": {"fixed": "text"},
         "size": {"fixed": 2, "min": 1, "max": 10},
@@ -136,9 +146,8 @@ def _way(end: str) -> Json:
 
 
 def _elements() -> list[Json]:
-    boxes = (*_HOOKS, *_DEVICES, _KERNEL)
-    made = [_frame(box) for box in boxes]
-    for box in boxes:
+    made = [_frame(box) for box in _BOXES]
+    for box in _BOXES:
         left, top = box.left + 10, box.top + 6
         made.append(_text(f"{box.name} title", box.name, (left, top), 160, strong=True))
         if box.name == _ITSELF:
@@ -148,6 +157,8 @@ def _elements() -> list[Json]:
             at = top + row * _ROW
             made.append(_text(f"{box.name} {table}", table, (left, at), 90, strong=False))
             made.append(_value(f"{box.name} {table}", left + 90, at))
+    over_arrow = (_HOOKS[1].left + _BOX_WIDTH + 18, _TOP + _ARROW - 30)
+    made.append(_text("processes", _PROCESSES, over_arrow, 150, strong=False))
     return made
 
 
@@ -160,11 +171,10 @@ def make_diagram() -> Json:
     )
     made = panel("canvas", "Where in netfilter packets die", targets, description)
     made["fieldConfig"]["defaults"] = {
-        "unit": "pps",
-        "decimals": 2,
+        "unit": PACKETS_PER_SECOND,
         "noValue": "?",
         "color": {"mode": "thresholds"},
-        "thresholds": thresholds((None, GREEN), (0.0001, ORANGE), (10, RED)),
+        "thresholds": thresholds((None, _NOTHING), (0.0001, ORANGE), (10, RED)),
     }
     made["options"] = {
         "inlineEditing": False,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 
 from dashboards.grafana.model import layout, make_dashboard, query
 from dashboards.grafana.one_rule import make_one_rule
-from dashboards.grafana.panels import GREEN, RED, stat, time_series
+from dashboards.grafana.panels import COUNT, GREEN, RED, stat, time_series
 from dashboards.grafana.traffic import make_traffic
 from exporters.prometheus_metrics import METRICS
 
@@ -78,6 +78,7 @@ def _state() -> list[tuple[int, Json]]:
             stat(
                 "Events lost in the time shown",
                 [query(f"sum(increase(nftrace_events_lost_total{_HOST}[$__range]))", instant=True)],
+                unit=COUNT,
                 steps=none_is_good,
             ),
         ),
@@ -99,6 +100,7 @@ def _state() -> list[tuple[int, Json]]:
 def _events() -> list[tuple[int, Json]]:
     # It has no series where that never was.
     read = f"on (instance, netns) 0 * nftrace_ruleset_read_seconds{_HOST}"
+    worst = f"min by (instance, source) (nftrace_source_up{_HOST})"
     unresolved = f"{_rate('nftrace_drops_unresolved_total')} or {read}"
     return [
         (8, time_series("Events", [query(_rate("nftrace_events_total"), _BY_SOURCE)], unit="eps")),
@@ -115,10 +117,14 @@ def _events() -> list[tuple[int, Json]]:
         ),
         (
             8,
-            time_series(
-                "Sources that are up",
-                [query(f"nftrace_source_up{_HOST}", _BY_SOURCE)],
-                unit="short",
+            stat(
+                "Sources",
+                [query(worst, "{{instance}} {{source}}", instant=True)],
+                steps=((None, RED), (1, GREEN)),
+                text="value_and_name",
+                words={"0": "blind", "1": "sees"},
+                one_a_row=True,
+                description="Of a source that is in several namespaces, the worst of them.",
             ),
         ),
     ]
@@ -271,10 +277,10 @@ def make_itself() -> Json:
     """Return the dashboard."""
     rows: Rows = [
         (4, _state()),
-        (8, _events()),
-        (8, _naming()),
-        (8, _work()),
-        (8, _bounds()),
+        (9, _events()),
+        (9, _naming()),
+        (9, _work()),
+        (9, _bounds()),
     ]
     return make_dashboard(
         "nftrace-itself",

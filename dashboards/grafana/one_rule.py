@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from dashboards.grafana.model import PLACE, layout, make_dashboard, query, variable
-from dashboards.grafana.panels import ORANGE, stat, table, time_series
+from dashboards.grafana.panels import COUNT, ORANGE, stat, table, time_series
 from dashboards.grafana.traffic import RULE_UID
 from dashboards.promql import as_sum
 
@@ -30,6 +30,18 @@ _COLUMNS: Final = {
     "verdict": "Verdict",
     "expected": "Expected",
 }
+#: In pixels; text and comment take what is left.
+_WIDTHS: Final = {
+    "Host": 110,
+    "Namespace": 100,
+    "Engine": 80,
+    "Family": 70,
+    "Table": 80,
+    "Chain": 210,
+    "Rule": 70,
+    "Verdict": 80,
+    "Expected": 90,
+}
 
 
 def _rule_variable() -> Json:
@@ -52,6 +64,7 @@ def _numbers() -> list[tuple[int, Json]]:
             stat(
                 "Packets, all in all",
                 [query(packets, instant=True)],
+                unit=COUNT,
                 steps=steps,
                 description="As iptables-save -c counts them, across reloads of the ruleset.",
             ),
@@ -83,7 +96,12 @@ def _over_time() -> list[tuple[int, Json]]:
     octets = as_sum(_BYTES, f"rate({_BYTES}{{{_CHOSEN}}}[$__rate_interval])")
     target = query(packets, "{{instance}} {{netns}} {{table}} {{chain}}")
     target["exemplar"] = True
-    resets = "increase(nftrace_rule_counter_resets_total{" + PLACE.rsplit(", ", 1)[0] + "}[5m])"
+    of_table = PLACE.rsplit(", ", 1)[0]
+    # It has no series where that never was.
+    resets = (
+        f"increase(nftrace_rule_counter_resets_total{{{of_table}}}[5m])"
+        f" or 0 * nftrace_rules{{{of_table}}}"
+    )
     return [
         (
             12,
@@ -102,9 +120,10 @@ def _over_time() -> list[tuple[int, Json]]:
         (
             6,
             time_series(
-                "Readings at which its table's counters had begun anew",
+                "Counters begun anew",
                 [query(resets, "{{instance}} {{netns}} {{table}}")],
                 unit="short",
+                description="Readings at which the counters of its table had begun anew.",
             ),
         ),
     ]
@@ -116,6 +135,7 @@ def _neighbours() -> Json:
     return time_series(
         "Other counted rules of the chosen chains",
         [query(as_sum(_PACKETS, f"rate({around}[$__rate_interval])"), "{{chain}} {{rule_id}}")],
+        nothing="No other rule of the chosen chains drops packets.",
         description="With every_rule in the daemon's [metrics] also those that let packets pass.",
     )
 
@@ -127,14 +147,15 @@ def make_one_rule() -> Json:
         [query(f"nftrace_rule_info{{{_CHOSEN}}}", instant=True, table=True)],
         _COLUMNS,
         units={},
+        widths=_WIDTHS,
         sort_by="Rule",
         links={},
     )
     rows = [
-        (5, [(24, read)]),
+        (4, [(24, read)]),
         (4, _numbers()),
         (9, _over_time()),
-        (9, [(24, _neighbours())]),
+        (7, [(24, _neighbours())]),
     ]
     return make_dashboard(
         RULE_UID,

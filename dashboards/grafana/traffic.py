@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from dashboards.grafana.diagram import make_diagram
 from dashboards.grafana.model import HERE, PLACE, layout, make_dashboard, query
-from dashboards.grafana.panels import GREEN, ORANGE, RED, stat, table, time_series
+from dashboards.grafana.panels import COUNT, GREEN, ORANGE, RED, stat, table, time_series
 from dashboards.promql import DROPPING, as_sum, count_in, rate_in, with_text
 
 if TYPE_CHECKING:
@@ -37,6 +37,18 @@ _COLUMNS: Final = {
     "Value #Q2": "Dropped since",
     "Value #Q3": "Last seen dropping",
     "rule_id": "Id",
+}
+#: In pixels; the text takes what is left.
+_WIDTHS: Final = {
+    "Host": 100,
+    "Namespace": 100,
+    "Table": 75,
+    "Chain": 195,
+    "Rule": 55,
+    "Packets": 90,
+    "Dropped since": 155,
+    "Last seen dropping": 155,
+    "Id": 80,
 }
 
 
@@ -76,10 +88,11 @@ def _worst() -> Json:
         ],
         _COLUMNS,
         units={
-            "Packets": "short",
+            "Packets": COUNT,
             "Dropped since": "dateTimeAsIso",
             "Last seen dropping": "dateTimeFromNow",
         },
+        widths=_WIDTHS,
         sort_by="Packets",
         links={"Text": _to_rule(), "Id": _to_rule()},
         description=(
@@ -103,30 +116,34 @@ def _numbers() -> list[tuple[int, Json]]:
             stat(
                 f"Packets that died {over_range}",
                 [query(_sum_in(_DROPS, HERE), instant=True)],
+                unit=COUNT,
                 steps=warn,
             ),
         ),
         (
             6,
             stat(
-                f"By rules that nobody called expected, {over_range}",
+                "By rules that nobody called expected",
                 [query(_sum_in(_PACKETS, _UNEXPECTED), instant=True)],
+                unit=COUNT,
                 steps=warn,
             ),
         ),
         (
             6,
             stat(
-                f"Rules that dropped {over_range}",
+                "Rules that dropped",
                 [query(f"count({dropped} > 0) or vector(0)", instant=True)],
+                unit=COUNT,
                 steps=((None, GREEN), (1, ORANGE)),
             ),
         ),
         (
             6,
             stat(
-                f"By policies, {over_range}",
+                "By policies",
                 [query(_sum_in(_POLICY, PLACE), instant=True)],
+                unit=COUNT,
                 steps=warn,
             ),
         ),
@@ -150,7 +167,7 @@ def _over_time() -> list[tuple[int, Json]]:
             12,
             time_series(
                 "Drops by rule",
-                [query(with_text(top), "{{netns}} {{table}} {{chain}} {{rule}}: {{text}}")],
+                [query(with_text(top, "text"), "{{netns}} {{table}} {{chain}}: {{text}}")],
                 description="Ten worst at each moment, by the rules' counters.",
             ),
         ),
@@ -159,13 +176,14 @@ def _over_time() -> list[tuple[int, Json]]:
 
 def _by_place() -> list[tuple[int, Json]]:
     by_table = f"sum by (netns, hook, table) (\n{rate_in(_DROPS, HERE)}\n) > 0"
+    by_place = f'label_replace(\n{by_table},\n"hook", "kernel itself", "hook", "")'
     policies = as_sum(_POLICY, rate_in(_POLICY, PLACE))
     return [
         (
             8,
             time_series(
                 "Drops by hook and table",
-                [query(by_table, "{{netns}} {{hook}} {{table}}")],
+                [query(by_place, "{{netns}} {{hook}} {{table}}")],
                 stacked=True,
             ),
         ),
@@ -190,11 +208,11 @@ def _by_place() -> list[tuple[int, Json]]:
 def make_traffic() -> Json:
     """Return the dashboard."""
     rows = [
-        (14, [(24, make_diagram())]),
+        (12, [(24, make_diagram())]),
         (4, _numbers()),
-        (10, [(24, _worst())]),
-        (9, _over_time()),
-        (8, _by_place()),
+        (9, [(24, _worst())]),
+        (10, _over_time()),
+        (9, _by_place()),
     ]
     return make_dashboard(
         UID,

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Derive grafana-schema-VERSION.json, a JSON Schema, from the types of @grafana/schema.
+# Derive grafana-schema-VERSION.json, a JSON Schema, from the types of @grafana/schema, and
+# grafana-units-VERSION.json, the ids of units that @grafana/data knows.
 # Needs node and npm and their registry; no test does.
 #     tests/dashboards/derive_schema.sh 13.2.3
 set -euo pipefail
@@ -12,7 +13,7 @@ cd "$work"
 
 npm init -y > npm.log
 npm install --no-audit --no-fund typescript@5 ts-json-schema-generator@2 \
-    "@grafana/schema@$version" >> npm.log
+    "@grafana/schema@$version" "@grafana/data@$version" esbuild@0.28 >> npm.log
 
 raw=./node_modules/@grafana/schema/dist/types/raw
 {
@@ -43,3 +44,12 @@ comment = f"Derived from the types of @grafana/schema {sys.argv[1]} (Apache-2.0)
 tree = {"$comment": comment, "$schema": made["$schema"], **made["definitions"]["All"]}
 print(json.dumps(tree, separators=(",", ":")))
 END
+
+cat > units.js << 'END'
+import { getValueFormats } from '@grafana/data';
+const ids = getValueFormats().flatMap((one) => one.submenu.map(({ value }) => value));
+console.log(JSON.stringify([...new Set(ids)].sort()));
+END
+npx esbuild units.js --bundle --platform=node --outfile=units.cjs --log-level=error \
+    --banner:js='globalThis.navigator ??= { languages: ["en"] };'
+node units.cjs > "$here/grafana-units-$version.json"

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 SCHEMA = json.loads(
     (Path(__file__).parent / "grafana-schema-13.2.3.json").read_text(encoding="utf-8")
 )
+UNITS = json.loads(
+    (Path(__file__).parent / "grafana-units-13.2.3.json").read_text(encoding="utf-8")
+)
 DASHBOARDS = make_dashboards()
 ASKED = [*asked_by_dashboards(), *asked_by_alerts()]
 #: Prometheus adds the target's labels; `up` is its own metric.
@@ -68,6 +71,47 @@ def test_a_panel_is_what_its_type_declares(name: str) -> None:
         jsonschema.validate(panel["options"], _schema(kind))
         if custom is not None:
             jsonschema.validate(custom, _schema(f"{kind}Field"))
+
+
+def _overridden(kind: str) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """Return each setting of single fields in panels of *kind*, with its panel."""
+    return [
+        (panel, {"name": override["matcher"]["options"], **setting})
+        for dashboard in DASHBOARDS.values()
+        for panel in panels_of(dashboard)
+        if panel["type"] == kind
+        for override in panel["fieldConfig"]["overrides"]
+        for setting in override["properties"]
+    ]
+
+
+def test_columns_are_set_that_exist_by_settings_that_exist() -> None:
+    """Each override of a table is for a column's name here, and its type knows the setting."""
+    settings = _overridden("table")
+
+    assert settings
+    for panel, setting in settings:
+        *_, organize = panel["transformations"]
+        assert setting["name"] in organize["options"]["renameByName"].values()
+        kind, _, own = setting["id"].rpartition(".")
+        if kind == "custom":
+            whole = {**panel["fieldConfig"]["defaults"]["custom"], own: setting["value"]}
+            jsonschema.validate(whole, _schema("tableField"))
+        else:
+            assert setting["id"] in {"unit", "links"}
+
+
+def test_units_are_known_to_grafana() -> None:
+    """Each unit is one of @grafana/data's, or counts things by a name of their own."""
+    used = {
+        panel["fieldConfig"]["defaults"].get("unit", "short")
+        for dashboard in DASHBOARDS.values()
+        for panel in panels_of(dashboard)
+    }
+    used |= {one["value"] for _, one in _overridden("table") if one["id"] == "unit"}
+
+    assert "count:p/s" in used
+    assert {unit for unit in used if not unit.startswith("count:")} <= {*UNITS}
 
 
 def test_the_schema_refuses_what_grafana_does_not_know() -> None:
@@ -143,6 +187,35 @@ def test_numbers_in_the_diagram_are_asked_for() -> None:
     assert {target["legendFormat"] for target in canvas["targets"]} == fields
     assert len(elements) == len(names)
     assert ends <= names
+
+
+def test_arrows_in_the_diagram_go_from_edge_to_edge() -> None:
+    """Each lies flat, stands upright or climbs, and both ends are on the edges of their boxes."""
+    canvas = DASHBOARDS["grafana/where-traffic-dies.json"]["panels"][0]
+    elements = {one["name"]: one for one in canvas["options"]["root"]["elements"]}
+    ways = [(one, way) for one in elements.values() for way in one["connections"]]
+
+    assert len(ways) == 7
+    for start, way in ways:
+        for end in (way["source"], way["target"]):
+            assert max(abs(end["x"]), abs(end["y"])) == 1
+        (x1, y1), (x2, y2) = (
+            _corner(start, way["source"]),
+            _corner(elements[way["targetName"]], way["target"]),
+        )
+        assert (x1, y1) != (x2, y2)
+        beside = start["placement"]["top"] == elements[way["targetName"]]["placement"]["top"]
+        if beside:
+            assert y1 == pytest.approx(y2)
+        elif start["placement"]["left"] == elements[way["targetName"]]["placement"]["left"]:
+            assert x1 == pytest.approx(x2)
+
+
+def _corner(element: dict[str, Any], end: dict[str, float]) -> tuple[float, float]:
+    """Return where an arrow's *end* is, in pixels: (1, 1) is the upper right corner."""
+    at = element["placement"]
+    x = at["left"] + at["width"] * (1 + end["x"]) / 2
+    return x, at["top"] + at["height"] * (1 - end["y"]) / 2
 
 
 def test_panels_do_not_lie_on_one_another() -> None:
