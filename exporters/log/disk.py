@@ -17,6 +17,7 @@ from tracer.core.log_rows import Loss
 from tracer.core.log_schema import TABLES
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from exporters.log.clock import Clock
@@ -60,6 +61,11 @@ class LogDisk:
     def unsealed(self) -> int:
         """Segments that wait to be sealed."""
         return len(self._unsealed)
+
+    @property
+    def refused(self) -> int:
+        """Rows that were given up with the log's end, as the disk did not take them."""
+        return self._next - 1 - self.acknowledged if self.gave_up else 0
 
     @property
     def pressure(self) -> float:
@@ -181,28 +187,25 @@ class LogDisk:
     def collect(self) -> None:
         """Take the sealer's answers, and ask again for what failed."""
         for answer in self.sealer.answers():
-            name = answer.get("seal")
-            if name is None:
-                continue
-            if "failed" in answer:
-                self.trouble = answer["failed"]
-                self._failed.append(name)
-                continue
-            self._unsealed.pop(name, None)
-            if answer["left_bytes"]:
-                self._losses.append(
-                    Loss(
-                        0,
-                        "log",
-                        "torn",
-                        answer["left_bytes"],
-                        "bytes",
-                        detail=f"{name}: {answer['why']}",
-                    )
-                )
+            self._take(answer)
         self._looks += 1
         if self._looks % _RETRY_LOOKS == 0:
             self._ask_again()
+
+    def _take(self, answer: Mapping[str, Any]) -> None:
+        name = answer.get("seal")
+        if name is None:
+            return
+        if "failed" in answer:
+            self.trouble = answer["failed"]
+            self._failed.append(name)
+            return
+        self._unsealed.pop(name, None)
+        if answer["left_bytes"]:
+            detail = f"{name}: {answer['why']}"
+            self._losses.append(
+                Loss(0, "log", "torn", answer["left_bytes"], "bytes", detail=detail)
+            )
 
     def _ask_again(self) -> None:
         failed, self._failed = self._failed, []
@@ -236,7 +239,8 @@ class LogDisk:
         for table in list(self._open):
             self._roll(table)
         self.ask_retire(now_ns)
-        self.sealer.close(timeout_s)
+        for answer in self.sealer.close(timeout_s):
+            self._take(answer)
 
     def _roll(self, table: str) -> None:
         segment = self._open.pop(table)

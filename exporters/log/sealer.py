@@ -11,8 +11,10 @@ import contextlib
 import fcntl
 import json
 import os
+import select
 import subprocess
 import sys
+import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,15 +25,22 @@ if TYPE_CHECKING:
 __all__ = ["Sealer", "main", "sealing_paused"]
 
 _NICE = 10
+#: Requests that the process is told at a time: these and their answers fit into its pipes.
+_TOLD_MAX = 32
+_REASON_MAX = 500
+#: Between two looks for answers while closing, and for the end of a process with no more to do.
+_LOOK_S = 0.2
+_END_S = 1.0
 _COMMAND = "from exporters.log.sealer import main; main()"
 
 
 class Sealer:
     """
-    The writer's side: asks, and collects the answers when they come.
+    The writer's side: asks, and collects the answers when they come; never waits but to close.
 
-    A process that ended is started again. What it was at when it ended has failed, so that
-    a segment that it cannot bear is not its end each time; the rest stays asked.
+    A process that ended, or could not be started, is started again. What it was at when it
+    ended has failed, so that a segment that it cannot bear is not its end each time; the rest
+    stays asked.
     """
 
     def __init__(self, directory: Path, group: str) -> None:
@@ -39,6 +48,8 @@ class Sealer:
         self._group = group
         self._process: subprocess.Popen[bytes] | None = None
         self._asked: list[bytes] = []
+        #: How many of what is asked the process was told.
+        self._sent = 0
         self._buffer = b""
         #: How often the process ended by itself.
         self.restarts = 0
@@ -50,65 +61,84 @@ class Sealer:
 
     def ask(self, request: Mapping[str, Any]) -> None:
         """Hand over a request; answers come in the order of the requests."""
-        line = json.dumps(request).encode() + b"\n"
-        self._asked.append(line)
-        if self._process is None or self._process.poll() is not None:
-            self._start()
-        else:
-            self._send(line)
+        self._asked.append(json.dumps(request).encode() + b"\n")
+        self._send()
 
     def answers(self) -> Iterator[dict[str, Any]]:
         """Yield the answers that are there; does not wait."""
-        if self._process is None or self._process.stdout is None:
-            return
-        with contextlib.suppress(BlockingIOError):
-            while piece := os.read(self._process.stdout.fileno(), 65_536):
-                self._buffer += piece
-        *lines, self._buffer = self._buffer.split(b"\n")
-        for line in lines:
-            self._asked.pop(0)
-            yield json.loads(line)
-        if self._asked and self._process.poll() is not None:
-            self.restarts += 1
-            failed = json.loads(self._asked.pop(0))
-            self._start()
-            yield {**failed, "failed": "the sealer ended by itself"}
+        process = self._process
+        if process is not None and process.stdout is not None:
+            # Asked before the last look at the pipe: what was answered is not to fail.
+            has_ended = process.poll() is not None
+            with contextlib.suppress(BlockingIOError):
+                while piece := os.read(process.stdout.fileno(), 65_536):
+                    self._buffer += piece
+            *lines, self._buffer = self._buffer.split(b"\n")
+            for line in lines:
+                self._forget_first()
+                yield json.loads(line)
+            if has_ended:
+                self._end()
+                self.restarts += 1
+                if self._asked:
+                    failed = json.loads(self._asked[0])
+                    self._forget_first()
+                    yield {**failed, "failed": "the sealer ended by itself"}
+        self._send()
 
-    def close(self, timeout_s: float) -> bool:
-        """Let it do what it was asked, at most so long; return whether it did."""
+    def close(self, timeout_s: float) -> list[dict[str, Any]]:
+        """Let it do what it was asked, at most so long; return its answers."""
+        until_s = time.monotonic() + timeout_s
+        told: list[dict[str, Any]] = []
+        while self._asked and (left_s := until_s - time.monotonic()) > 0:
+            # A process that cannot be started has no pipe to wait for.
+            pipe = None if self._process is None else self._process.stdout
+            select.select([] if pipe is None else [pipe], [], [], min(left_s, _LOOK_S))
+            told += self.answers()
+        self._end()
+        return told
+
+    def _forget_first(self) -> None:
+        del self._asked[0]
+        self._sent = max(0, self._sent - 1)
+
+    def _end(self) -> None:
+        """Let the process end by itself: with its input at the end it has no more to do."""
+        process, self._process, self._sent, self._buffer = self._process, None, 0, b""
+        if process is not None and process.stdin is not None and process.stdout is not None:
+            with contextlib.suppress(BrokenPipeError):
+                process.stdin.close()
+            process.stdout.close()
+            if process.poll() is None:
+                # It is at its last segment; the child is reaped when it is done with that.
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(_END_S)
+
+    def _send(self) -> None:
+        """Tell the process what it is to do next, few at a time: a full pipe would wait."""
+        if self._asked and self._process is None:
+            self._start()
         if self._process is None or self._process.stdin is None:
-            return True
-        with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.close()
-        try:
-            self._process.wait(timeout_s)
-        except subprocess.TimeoutExpired:
-            return False
-        finally:
-            if self._process.stdout is not None:
-                self._process.stdout.close()
-        return True
+            return
+        for line in self._asked[self._sent : _TOLD_MAX]:
+            # A process that just died is found by the next look for answers.
+            with contextlib.suppress(BrokenPipeError):
+                self._process.stdin.write(line)
+            self._sent += 1
 
     def _start(self) -> None:
-        for pipe in (self._process.stdin, self._process.stdout) if self._process else ():
-            if pipe is not None:
-                pipe.close()
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         command = [sys.executable, "-c", _COMMAND, str(self._directory), self._group]
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0, env=environment
-        )
-        self._buffer = b""
-        if self._process.stdout is not None:
-            os.set_blocking(self._process.stdout.fileno(), False)
-        for line in self._asked:
-            self._send(line)
-
-    def _send(self, line: bytes) -> None:
-        # A process that just died is found by the next look for answers.
-        with contextlib.suppress(BrokenPipeError):
-            if self._process is not None and self._process.stdin is not None:
-                self._process.stdin.write(line)
+        try:
+            process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0, env=environment
+            )
+        except OSError:
+            # No memory or no process to be had: with the next look there may be.
+            return
+        if process.stdout is not None:
+            os.set_blocking(process.stdout.fileno(), False)
+        self._process = process
 
 
 @contextlib.contextmanager
@@ -151,7 +181,7 @@ def main() -> None:
                     answer = {"retired": retire(directory, **request["retire"])}
         # Whatever a file holds: the others are to be sealed all the same.
         except Exception as exc:  # noqa: BLE001
-            answer = {**request, "failed": str(exc)}
+            answer = {**request, "failed": str(exc)[:_REASON_MAX]}
         try:
             sys.stdout.buffer.write(json.dumps(answer).encode() + b"\n")
             sys.stdout.buffer.flush()

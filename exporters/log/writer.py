@@ -15,8 +15,9 @@ import contextlib
 import fcntl
 import os
 import threading
+import time
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from exporters.log.clock import STEP_NS, StepWatch, SystemClock
 from exporters.log.disk import LogDisk
@@ -43,6 +44,9 @@ if TYPE_CHECKING:
 
 __all__ = ["LogStatus", "LogWriter"]
 
+#: Namespace, engine, and the table's family and name.
+_Place: TypeAlias = tuple[str, str, str]
+
 #: How long the thread waits for rows before it looks after segments and answers.
 _TURN_S = 0.2
 #: Rows of one batch: larger ones take longer between two looks at the queue.
@@ -50,8 +54,12 @@ _BATCH_ROWS = 1 << 17
 _RETIRE_S = 60.0
 _LOCK_TRIES = 100
 _LOCK_WAIT_S = 0.01
-#: Rulesets remembered to be said again: two in each of 500 namespaces.
-_IN_FORCE = 1024
+#: Tables remembered to be said again, 0.6 KB each: sixteen in each of 1024 namespaces.
+_IN_FORCE = 16_384
+#: … and so many in a turn, so that there is room beside them for what happens.
+_RESTATED = 1024
+#: Well within what a service manager lets us have.
+_CLOSE_S = 12.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,8 +110,9 @@ class LogWriter:
         self._queue = Queue(self._options.queue_rows)
         self._disk = LogDisk(directory, self._options)
         self._steps = StepWatch(self._clock)
-        self._clock_lock = threading.Lock()
-        self._in_force: dict[tuple[str, str, str], Change] = {}
+        self._append_lock = threading.RLock()
+        self._in_force: dict[_Place, Change] = {}
+        self._to_restate: list[_Place] = []
         self._texts: dict[str, str] = {}
         self._texts_lock = threading.Lock()
         self._thinned = self._left_out = self._invalid = self._invalid_told = 0
@@ -112,7 +121,7 @@ class LogWriter:
         self._note_earlier()
         for loss in self._disk.recovered(self._clock.wall_ns()):
             self.append_losses([loss])
-        self._thread = threading.Thread(target=self._run, name="log-writer", daemon=True)
+        self._thread = threading.Thread(target=self._work, name="log-writer", daemon=True)
         self._thread.start()
 
     def append(self, table: str, columns: Columns, rows: int) -> None:
@@ -122,7 +131,7 @@ class LogWriter:
         *host* and *ordinal* are the writer's to fill in, what else is not given has its
         default. Rows that are not what the table is are counted as invalid.
         """
-        with self._clock_lock:
+        with self._append_lock:
             self._note_step()
             columns = self._steps.moved(columns)
             self._queue.put(Item(table, columns, rows), self._clock.wall_ns())
@@ -138,10 +147,13 @@ class LogWriter:
 
     def append_changes(self, changes: Sequence[Change]) -> None:
         """Append what changed; of rulesets, the last is remembered as in force."""
-        for change in changes:
-            if change.what == "ruleset":
-                self._remember(change)
-        if changes:
+        if not changes:
+            return
+        # Not to be said again before it was said.
+        with self._append_lock:
+            for change in changes:
+                if change.what == "ruleset":
+                    self._remember(change)
             self.append("changes", _as_columns(changes), len(changes))
 
     def _remember(self, change: Change) -> None:
@@ -192,27 +204,46 @@ class LogWriter:
             trouble=self._disk.trouble,
         )
 
-    def close(self, timeout_s: float = 30.0) -> None:
+    def close(self, timeout_s: float = _CLOSE_S) -> str | None:
         """
         Write what waits and have it sealed, for so long at most; harmless when repeated.
 
-        What is not sealed by then is by the next writer, and is read as it is.
+        Returns what is left, in words, None for nothing. What is not sealed is read as it is,
+        and sealed by the next writer.
         """
+        until_s = time.monotonic() + timeout_s
         self._queue.close()
         self._thread.join(timeout_s)
-        if self._lock_file >= 0:
-            if not self._thread.is_alive():
-                self._disk.close(self._clock.wall_ns(), timeout_s)
-            # For the next writer, whose clock may be another.
-            os.pwrite(self._lock_file, str(self._clock.wall_ns()).encode(), 0)
-            os.close(self._lock_file)
-            self._lock_file = -1
+        if self._lock_file < 0:
+            return None
+        if self._thread.is_alive():
+            # The disk has not answered: the folder is ours as long as we write there.
+            return f"{self._queue.rows} rows that the disk has not taken"
+        self._disk.close(self._clock.wall_ns(), max(0.0, until_s - time.monotonic()))
+        # For the next writer, whose clock may be another.
+        os.pwrite(self._lock_file, str(self._clock.wall_ns()).encode(), 0)
+        os.close(self._lock_file)
+        self._lock_file = -1
+        left = []
+        if self._disk.refused:
+            left.append(f"{self._disk.refused} rows that the disk did not take")
+        if self._disk.unsealed:
+            left.append(f"{self._disk.unsealed} segments, to be sealed by the next start")
+        return ", ".join(left) or None
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _work(self) -> None:
+        try:
+            self._run()
+        except BaseException:
+            # Nobody sees a thread end: whoever asks how the log does, is told.
+            self._disk.trouble = "the log's thread has ended by a defect"
+            raise
 
     def _run(self) -> None:
         while True:
@@ -221,7 +252,7 @@ class LogWriter:
             if items:
                 self._stuck_since_ns = now_ns
             self._write_texts()
-            with self._clock_lock:
+            with self._append_lock:
                 self._note_step()
             for table, group in _in_order(items):
                 self._write(table, group)
@@ -329,18 +360,23 @@ class LogWriter:
             self._disk.ask_retire(self._clock.wall_ns())
         if now_ns - self._restated_ns >= self._options.restate_s * 1e9:
             self._restated_ns = now_ns
+            with self._append_lock:
+                self._to_restate = list(self._in_force)
+        if self._to_restate:
             self._restate()
 
     def _restate(self) -> None:
-        now_ns = self._clock.wall_ns()
-        stands = [
-            replace(change, time_ns=now_ns, action="stands", before=change.after)
-            for change in list(self._in_force.values())
-        ]
+        with self._append_lock:
+            now_ns = self._clock.wall_ns()
+            places = [self._to_restate.pop() for _ in self._to_restate[:_RESTATED]]
+            stands = [
+                replace(change, time_ns=now_ns, action="stands", before=change.after)
+                for change in (self._in_force[one] for one in places if one in self._in_force)
+            ]
+            if stands:
+                self.append("changes", _as_columns(stands), len(stands))
         for change in stands:
             self._disk.touch_text(change.after)
-        if stands:
-            self.append("changes", _as_columns(stands), len(stands))
 
 
 def _lock(directory: Path, group: str) -> int:

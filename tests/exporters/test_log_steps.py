@@ -18,7 +18,7 @@ def test_a_row_is_moved_by_all_steps_behind_it(steps: list[tuple[int, int]], ord
     """Whatever the steps, SQL and addition agree, and the widened window has the row."""
     told = Steps((at, "10000", str(10_000 + by)) for at, by in sorted(steps))
     (row,) = duckdb.sql(
-        f"SELECT {told.sql()} FROM (SELECT 500::BIGINT AS time_ns, {ordinal} AS ordinal)"
+        f"SELECT {told.sql()} FROM (SELECT 500::BIGINT AS time_ns, {ordinal} AS ordinal)"  # noqa: S608 - numbers
     ).fetchall()
     moved = 500 + sum(by for at, by in steps if at > ordinal)
     window = told.as_written(Selection(since_ns=moved, until_ns=moved))

@@ -197,10 +197,34 @@ def test_rulesets_in_force_are_said_again(tmp_path: Path) -> None:
     assert "-P INPUT DROP" == text
 
 
-def _until(writer: LogWriter, *, changes: int) -> None:
+def test_the_rules_of_three_hundred_namespaces_are_said_again(tmp_path: Path) -> None:
+    """Ten tables in each of them: every one stands anew, once, and with its own version."""
+    clock = HandClock()
+    names = [f"vr{n}" for n in range(300)]
+    with LogWriter(tmp_path, "h", LogOptions(restate_s=100, keep_s=1e9), clock) as writer:
+        for netns in names:
+            tables = [f"ip table{n}" for n in range(10)]
+            writer.append_changes(
+                [
+                    Change(clock.wall, netns, "ruleset", "new", one, after=f"{netns} {one}")
+                    for one in tables
+                ]
+            )
+            writer.flush()
+        clock.pass_s(101)
+        _until(writer, changes=6000)
+        with LogReader(tmp_path) as reader:
+            stands = [one.after for one in reader.changes() if one.action == "stands"]
+
+        assert 6000 == writer.status().rows["changes"]
+    assert sorted(stands) == sorted(f"{netns} ip table{n}" for netns in names for n in range(10))
+
+
+def _until(writer: LogWriter, *, changes: int = 0, restarts: int = 0) -> None:
     pause = threading.Event()
-    for _ in range(500):
-        if writer.status().rows["changes"] >= changes:
+    for _ in range(1500):
+        status = writer.status()
+        if status.rows["changes"] >= changes and status.sealer_restarts >= restarts:
             return
         pause.wait(0.02)
     raise AssertionError(writer.status())
@@ -295,9 +319,7 @@ def test_a_sealer_that_is_killed_is_started_again(tmp_path: Path) -> None:
         os.kill(_sealers()[0], signal.SIGKILL)
         put = _put_one(writer, put)
         put = _put_one(writer, put)
-        pause = threading.Event()
-        while not writer.status().sealer_restarts:
-            pause.wait(0.02)
+        _until(writer, restarts=1)
         writer.close(120)
     listing = list_segments(tmp_path)
     with LogReader(tmp_path) as reader:

@@ -118,6 +118,6 @@ class EventLog:
         """Return what was written and what was not."""
         return self.writer.status()
 
-    def close(self) -> None:
-        """Write what waits; harmless when repeated."""
-        self.writer.close()
+    def close(self) -> str | None:
+        """Write what waits; return what is left, in words. Harmless when repeated."""
+        return self.writer.close()

@@ -225,5 +225,6 @@ class Daemon:
         for line in watch.close():
             self._messages.log.error("not_put_back", what=line)
         # What was still being traced is written, too.
-        if self._event_log is not None:
-            self._event_log.close()
+        left = None if self._event_log is None else self._event_log.close()
+        if left is not None:
+            self._messages.log.warning("log_not_finished", left=left)
