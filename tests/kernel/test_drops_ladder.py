@@ -84,6 +84,21 @@ _NFT_ROWS = {
     ("input", "p", "strict", "policy", None): 31,
     ("forward", "t", "past", "policy", None): 43,
 }
+_EXPECTED_BELOW = {
+    Rung.HOOK: {
+        ("legacy", "prerouting", "raw", None, None, "table"): 11,
+        ("legacy", "prerouting", "mangle", None, None, "table"): 13,
+        ("legacy", "input", "filter", None, None, "table"): 17 + 19,
+        ("legacy", "forward", "mangle", None, None, "table"): 37,
+        ("legacy", "forward", "filter", None, None, "table"): 41,
+        ("nft", "prerouting", "t", "pre", None, "rule"): 23 + 29,
+        ("nft", "input", "p", "strict", None, "policy"): 31,
+        ("nft", "forward", "t", "past", None, "policy"): 43,
+    },
+    Rung.REASON: {
+        (None, None, None, None, None, "other"): sum(count for _, _, count in _SENT),
+    },
+}
 
 
 @pytest.fixture
@@ -117,6 +132,22 @@ def _handles() -> dict[int, int]:
     listed = nets.ip_netns_exec("b", "nft", "-a", "list", "ruleset").stdout
     lines = [line.split() for line in listed.splitlines() if " drop # handle" in line]
     return {int(words[-1]): int(words[2]) for words in lines if words[0] == "udp"}
+
+
+@pytest.mark.parametrize("rung", [Rung.HOOK, Rung.REASON])
+def test_a_rung_claims_no_more_than_it_knows(ruled: str, rung: Rung) -> None:
+    """By `hook` legacy drops have their table and no rule, by `reason` none has a place."""
+    with _opened(rung) as source:
+        for address, port, count in _SENT:
+            nets.send_udp("a", address, port, count)
+        rows = _in_b(source)
+
+    found: dict[tuple[object, ...], int] = {}
+    for row in rows:
+        key = (row.engine, row.hook, row.table, row.chain, row.rule, row.kind)
+        found[key] = found.get(key, 0) + row.packets
+    assert (rung, {"NETFILTER_DROP"}) == (source.rung, {row.reason for row in rows}), ruled
+    assert _EXPECTED_BELOW[rung] == found
 
 
 @pytest.mark.parametrize("rung", [Rung.RULE, Rung.FEXIT, Rung.KPROBE, Rung.LINKS])

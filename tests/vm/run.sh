@@ -20,7 +20,8 @@ store=$root/.cache/vm
 # The series, and the package that depends on its latest kernel.
 declare -A newest=([6.1]=linux-image-amd64 [6.12]=linux-image-6.12-amd64)
 series=(6.1 6.12)
-timeout_s=600
+# Five minutes are usual; nine where the machine is busy besides.
+timeout_s=900
 console=
 boot_options="console=ttyS0 quiet panic=-1 mitigations=off random.trust_cpu=on"
 boot_options+=" no_timer_check clocksource=hpet tsc=unstable"

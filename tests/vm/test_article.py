@@ -40,15 +40,15 @@ def _changes(journey: dict[str, Any]) -> dict[str, Any]:
     return {name: pair for step in journey["steps"] for name, pair in step["changes"].items()}
 
 
-@BACKENDS
-def test_the_demo_finds_the_rule(backend: Backend, netns: object) -> None:
-    """The demo solves its case, on the rules of each backend, and its status is 0."""
+def test_the_demo_finds_the_rule(netns: object) -> None:
+    """The demo solves its case, and its status is 0."""
     del netns  # private namespaces are all that is wanted
-    command = (str(nets.ROOT / ".venv/bin/nftrace"), "demo", "--backend", backend)
+    command = (str(nets.ROOT / ".venv/bin/nftrace"), "demo", "--backend", Backend.LEGACY)
 
     done = nets.run(*command, timeout_s=120)
 
-    assert f"3 dropped by vr2 mangle {_FIREWALL} rule 5. Nothing lost." in done.stdout
+    said = f"3 dropped by vr2 mangle {_FIREWALL} rule 5. Nothing lost."
+    assert said in done.stdout, done.stdout
 
 
 @BACKENDS

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import sys
 
+import pytest
+
 from tests.kernel import nets
 from tracer.demo.lab import Backend, Lab
 
@@ -12,12 +14,13 @@ from tracer.demo.lab import Backend, Lab
 _PATIENT = ("--interval", "9", "--calibrate", "120")
 
 
-def test_the_killing_rule_is_named_unasked(netns: object) -> None:
+@pytest.mark.parametrize("backend", list(Backend))
+def test_the_killing_rule_is_named_unasked(backend: Backend, netns: object) -> None:
     """`nftrace drops --once --netns all` names vr2's rule while ssh is tried, certain of it."""
     del netns
     command = (sys.executable, "-m", "tracer.cli.main", "drops", "--once", "--netns", "all")
     with (
-        Lab(Backend.LEGACY) as lab,
+        Lab(backend) as lab,
         nets.spawn("vr1", *command, *_PATIENT, "-o", "json", cwd=nets.ROOT) as process,
     ):
         while process.poll() is None:
@@ -29,4 +32,5 @@ def test_the_killing_rule_is_named_unasked(netns: object) -> None:
     assert ("", 0) == (err, process.returncode)
     names = ("netns", "hook", "engine", "table", "chain", "rule", "certain")
     found = [tuple(row[name] for name in names) for row in rows if row["netns"] == "vr2"]
-    assert [("vr2", "prerouting", "legacy", "mangle", "FIREWALL_172.17.21.105", 5, True)] == found
+    engine = "legacy" if backend is Backend.LEGACY else "nft"
+    assert [("vr2", "prerouting", engine, "mangle", "FIREWALL_172.17.21.105", 5, True)] == found
