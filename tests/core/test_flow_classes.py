@@ -10,8 +10,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tracer.core.events import PACKET
-from tracer.core.flow_classes import Answers, Flow, RuleAnswer, class_keys, flow_keys
+from tracer.core.flow_classes import (
+    FLOW_CLASS,
+    Answers,
+    Flow,
+    RuleAnswer,
+    class_keys,
+    flow_keys,
+    tables_by_source,
+)
 from tracer.core.journey import Ending, EndingKind
+from tracer.core.ruleset import Chain, Rule, Ruleset, Table
 
 _ENDING = Ending(EndingKind.DROPPED, "input", "legacy", "ip", "filter", "INPUT", 3, None, "-j DROP")
 
@@ -57,8 +66,8 @@ def test_what_has_no_transport_header_has_no_flow() -> None:
     assert [False, False] == flow_keys(packets)[1].tolist()
 
 
-def test_the_source_makes_no_difference_to_the_class() -> None:
-    """Packets from everywhere to one port by one device are of one class."""
+def test_a_class_is_source_destination_port_and_device() -> None:
+    """Its first bytes are the source's address alone: without them the source is no matter."""
     one, other = "10.0.0.1", "10.9.9.9"
     packets = np.array(
         [_packet(src, "10.0.0.2", 6, b"abcd", 22) for src in (one, other)]
@@ -68,9 +77,37 @@ def test_the_source_makes_no_difference_to_the_class() -> None:
     same = class_keys(packets, np.array([3, 3, 3]))
     elsewhere = class_keys(packets, np.array([4, 4, 4]))
 
-    assert same[0] == same[1]
+    beside = [row.tobytes()[FLOW_CLASS["src"].itemsize :] for row in same]
+    assert same[0] != same[1]
+    assert beside[0] == beside[1]
     assert same[0] != same[2]
     assert same[0] != elsewhere[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "looks"),
+    [
+        ("-A INPUT -s 10.0.0.0/8 -j DROP", True),
+        ("-A INPUT ! -s 10.0.0.0/8 -j DROP", True),
+        ("-A INPUT -m set --match-set blocked src -j DROP", True),
+        ("-A INPUT -m iprange --src-range 10.0.0.1-10.0.0.9 -j DROP", True),
+        ("-A INPUT -m recent --rcheck --name x -j DROP", True),
+        ("-A INPUT -m mac --mac-source 02:00:00:00:00:01 -j DROP", True),
+        ("ip saddr 10.0.0.0/8 drop", True),
+        ("ip6 saddr . tcp dport @blocked drop", True),
+        ("fib saddr oif missing drop", True),
+        ("-A INPUT -d 10.0.0.2/32 -p tcp -m tcp --dport 22 -j DROP", False),
+        ("tcp dport 22 drop", False),
+    ],
+)
+def test_a_table_looks_at_the_source_if_a_rule_may(text: str, looks: bool) -> None:  # noqa: FBT001
+    """Addresses, lists and sets of sources count; destinations, ports and devices do not."""
+    chain = Chain("INPUT", (Rule(1, text, "iptables", None),))
+    table = Table("legacy", "ip", "filter", "iptables", {"INPUT": chain})
+    other = Table("legacy", "ip", "raw", "iptables", {"INPUT": Chain("INPUT")})
+    ruleset = Ruleset({("legacy", "ip", "filter"): table, ("legacy", "ip", "raw"): other})
+
+    assert ({"filter"} if looks else set()) == tables_by_source(ruleset)
 
 
 def test_an_answer_names_a_rule_or_a_policy() -> None:

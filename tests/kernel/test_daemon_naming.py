@@ -80,12 +80,12 @@ def _logger() -> str:
     return nets.ip_netns_exec("b", "cat", "/proc/sys/net/netfilter/nf_log/2").stdout.strip()
 
 
-def _name(watch: Watch, port: int, sport: int = 5555, dst: str = _TO_B) -> None:
+def _name(watch: Watch, port: int, src: str | None = None) -> None:
     """Lose a packet, wait until its flow is armed, lose another, wait until it is named."""
     before = watch.state().naming.named
-    nets.send_udp("a", dst, port, 1, sport=sport)
+    nets.send_udp("a", _TO_B, port, 1, sport=5555, src=src)
     _turn_until(watch, lambda: watch.state().waiting == 1)
-    nets.send_udp("a", dst, port, 1, sport=sport)
+    nets.send_udp("a", _TO_B, port, 1, sport=5555, src=src)
     _turn_until(watch, lambda: watch.state().naming.named == before + 1)
 
 
@@ -160,6 +160,34 @@ def test_an_answer_is_asked_for_once_a_ruleset() -> None:
         numbers = {answer.rule for _, answer in watch.state().naming.attributed}
 
     assert {2, 3} == numbers
+
+
+@pytest.mark.usefixtures("cable")
+@pytest.mark.parametrize(
+    ("rules", "named"),
+    [
+        ("-s 10.1.0.1/32 -p udp -j DROP\n-A INPUT -s 10.1.0.3/32 -p udp -j DROP", {1: 2, 2: 2}),
+        ("-p udp -j DROP\n-A INPUT -p tcp -j DROP", {1: 4}),
+    ],
+    ids=["by source", "by port"],
+)
+def test_an_answer_stands_for_other_sources_where_no_rule_asks(
+    rules: str, named: dict[int, int]
+) -> None:
+    """Where rules look at the source each one's flows are asked for, and else the first's."""
+    nets.ip_netns_exec("a", "ip", "address", "add", "10.1.0.3/24", "dev", "a0")
+    nets.load_rules("b", "legacy", f"*filter\n-A INPUT {rules}\nCOMMIT\n")
+    with _watching("hook") as watch:
+        _name(watch, 7002, src="10.1.0.1")
+        if len(named) > 1:
+            _name(watch, 7002, src="10.1.0.3")
+        else:
+            nets.send_udp("a", _TO_B, 7002, 2, src="10.1.0.3")
+        _turn_until(watch, lambda: sum(_by_rule(watch).values()) == 4)
+        _turn_until(watch, lambda: sum(map(bool, _by_rule(watch).values())) == len(named))
+
+        assert named == {rule: n for rule, n in _by_rule(watch).items() if n}
+        assert len(named) == watch.state().naming.armed
 
 
 @pytest.mark.usefixtures("cable")

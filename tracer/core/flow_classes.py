@@ -7,12 +7,14 @@ source port, or type and code of ICMP. Destination translation, which comes in b
 leaves these alone; source translation comes behind the last filter.
 
 A flow's class is what its rule most likely depends on: destination, protocol, destination
-port and the device it came in by. Rules may look at the source, too: an answer for a class
-is what one of its flows met, and is told as such.
+port and the device it came in by, and the source's address where a rule of the table looks
+at that. Rules may look at more, as source ports and marks: an answer for a class is what
+one of its flows met, and is told as such.
 """
 
 from __future__ import annotations
 
+import re
 from collections import OrderedDict
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
@@ -26,14 +28,33 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from tracer.core.journey import Ending
+    from tracer.core.ruleset import Ruleset
 
-__all__ = ["FLOW_CLASS", "TRACED_FLOW", "Answers", "Flow", "RuleAnswer", "class_keys", "flow_keys"]
+__all__ = [
+    "FLOW_CLASS",
+    "TRACED_FLOW",
+    "Answers",
+    "Flow",
+    "RuleAnswer",
+    "class_keys",
+    "flow_keys",
+    "tables_by_source",
+]
 
 #: *word* is the first 16 bits of the transport header; *src* four words in network order.
 TRACED_FLOW = np.dtype([("src", "<u4", (4,)), ("word", "<u2"), ("family", "u1"), ("proto", "u1")])
 FLOW_CLASS = np.dtype(
-    [("dst", "<u4", (4,)), ("iif", "<u4"), ("dport", "<u2"), ("family", "u1"), ("proto", "u1")]
+    [
+        ("src", "<u4", (4,)),
+        ("dst", "<u4", (4,)),
+        ("iif", "<u4"),
+        ("dport", "<u2"),
+        ("family", "u1"),
+        ("proto", "u1"),
+    ]
 )
+#: How rules look at who sent a packet, or may: by address, in sets, lists and classes of them.
+_BY_SOURCE = re.compile(r"(?:^|\s)(?:-s|--mac-source)\s|src|saddr|@|-m recent|socket|fib")
 
 #: Where the transport header begins in `PACKET["raw"]`.
 _TRANSPORT = 40
@@ -83,10 +104,19 @@ def flow_keys(
 def class_keys(packets: npt.NDArray[np.void], iif: npt.NDArray[np.integer]) -> npt.NDArray[np.void]:
     """Return each packet's class, `FLOW_CLASS (n,)`; *iif* `(n,)` are the devices."""
     classes = np.zeros(len(packets), FLOW_CLASS)
-    for name in ("dst", "dport", "family", "proto"):
+    for name in ("src", "dst", "dport", "family", "proto"):
         classes[name] = packets[name]
     classes["iif"] = iif
     return classes
+
+
+def tables_by_source(ruleset: Ruleset) -> frozenset[str]:
+    """Return the names of tables in which a rule may look at who sent a packet."""
+    return frozenset(
+        table.name
+        for table in ruleset.tables.values()
+        if any(_BY_SOURCE.search(rule.text) for c in table.chains.values() for rule in c.rules)
+    )
 
 
 @dataclass(frozen=True, slots=True)

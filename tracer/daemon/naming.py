@@ -82,6 +82,8 @@ _EXEMPLARS_MAX = 1024
 #: What `_bound` calls the bounds that the configuration sets.
 _BUDGETS = ("flows", "cpu", "namespaces")
 
+#: Of `FLOW_CLASS`, which begins with the source's address.
+_SOURCE_BYTES = FLOW_CLASS["src"].itemsize
 _ENDED = (EndingKind.DROPPED, EndingKind.REJECTED)
 
 _Key: TypeAlias = tuple[int, int, str | None, str | None, bytes]
@@ -104,6 +106,8 @@ class _Space:
 
     namespace: Netns
     version: int = 0
+    #: Tables whose rules look at the source; None while this version was not read.
+    by_source: frozenset[str] | None = None
     mark: RulesetMark | None = None
     checked_s: float = 0.0
     refused_until_s: float = 0.0
@@ -115,6 +119,11 @@ class _Space:
     waiting: dict[Flow, _Waiting] = field(default_factory=dict)
     asked: dict[_Key, _Waiting] = field(default_factory=dict)
 
+    def renew(self) -> None:
+        """Take note of other rules: what was learned of the former ones is over."""
+        self.version += 1
+        self.by_source = None
+
     @property
     def is_in_use(self) -> bool:
         """Whether it takes one of the places that the configuration has."""
@@ -123,10 +132,15 @@ class _Space:
 
 @dataclass(slots=True)
 class _Waiting:
-    """A flow that stands for its class; *died* is what the class has lost until now."""
+    """
+    A flow that stands for its class; *died* is what that has lost until now.
+
+    The class is *of*, with the source; answers for it are kept by *key*.
+    """
 
     flow: Flow
     key: _Key
+    of: bytes
     kind: DropCount
     until_s: float
     died: Amount
@@ -260,7 +274,7 @@ class Namer:
             kind, died = kinds[which], Amount(*amount)
             space = self._space(namespaces[kind.netns], now_s)
             of = classes[number * size : (number + 1) * size]
-            ask = (kind.netns, space.version, kind.hook, kind.table, of)
+            ask = _key(space, kind, of)
             answer = self.answers.find(ask)
             if answer is not None:
                 self._attribute(kind, answer, died)
@@ -272,7 +286,7 @@ class Namer:
             elif (flow := Flow.of_row(flows[row])) in space.waiting:
                 self._count_untraced("waiting", died.packets)
             else:
-                one = _Waiting(flow, ask, kind, math.inf, died)
+                one = _Waiting(flow, ask, of, kind, math.inf, died)
                 space.asked[ask] = space.waiting[flow] = one
                 self._waiting += 1
                 wanted.setdefault(kind.netns, []).append(one)
@@ -315,7 +329,7 @@ class Namer:
         if space.trace is not None:
             if space.trace.trace.readings != space.readings:
                 space.readings = space.trace.trace.readings
-                space.version += 1
+                space.renew()
         elif now_s - space.checked_s >= _CHECK_S:
             space.checked_s = now_s
             self._check_rules(space)
@@ -327,10 +341,10 @@ class Namer:
         try:
             with entered(space.namespace):
                 if space.mark.has_moved():
-                    space.version += 1
+                    space.renew()
                     space.mark = RulesetMark()
         except NftraceError:
-            space.version += 1
+            space.renew()
 
     def _arm(self, space: _Space, asked: Sequence[_Waiting], now_s: float) -> None:
         """Arm flows where there is a trace; where it is to come they are armed with it."""
@@ -387,6 +401,11 @@ class Namer:
             self._refuse(space, waiting, exc, now_s)
             return
         space.trace, space.readings = opened.trace, opened.trace.trace.readings
+        space.by_source, space.asked = opened.trace.by_source, {}
+        for one in waiting:
+            # The rules are known now, and whether sources are to be told apart.
+            one.key = _key(space, one.kind, one.of)
+            space.asked.setdefault(one.key, one)
         self._cpu.spend(opened.cost_s, now_s)
         self._arm(space, waiting, now_s)
 
@@ -495,7 +514,9 @@ class Namer:
 
     def _end(self, space: _Space, over: Iterable[_Waiting], bound: str | None) -> None:
         for one in over:
-            del space.waiting[one.flow], space.asked[one.key]
+            del space.waiting[one.flow]
+            if space.asked.get(one.key) is one:
+                del space.asked[one.key]
             self._waiting -= 1
             if bound is not None:
                 self._count_untraced(bound, one.died.packets)
@@ -521,9 +542,9 @@ class Namer:
             return
         try:
             if trace.has_moved():
-                space.version += 1
+                space.renew()
         except NftraceError:
-            space.version += 1
+            space.renew()
         self._take(space, trace.close(), time.monotonic())
         self._end(space, list(space.waiting.values()), "expired")
         self.counts.over_limit += trace.over_limit
@@ -535,13 +556,21 @@ class Namer:
             with entered(space.namespace):
                 space.mark = RulesetMark()
         except NftraceError:
-            space.version += 1
+            space.renew()
 
     def close(self) -> None:
         """Disarm everywhere; harmless when repeated."""
         for space in self._spaces.values():
             self._close(space)
         self._close_orphans(timeout_s=None)
+
+
+def _key(space: _Space, kind: DropCount, of: bytes) -> _Key:
+    """Return what answers are kept by: with the source where rules may look at it."""
+    tables = space.by_source
+    by_source = tables is None or (kind.table in tables if kind.table else bool(tables))
+    shown = of if by_source else of[_SOURCE_BYTES:]
+    return kind.netns, space.version, kind.hook, kind.table, shown
 
 
 def _children_s() -> float:

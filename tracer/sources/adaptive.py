@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from tracer.core.arm_hooks import OWN_PREFIX, first_priority
 from tracer.core.arming import ArmingPlan
+from tracer.core.flow_classes import tables_by_source
 from tracer.errors import KernelUnsupportedError, NftraceError
 from tracer.sources.arming import Armed
 from tracer.sources.netns import entered
@@ -107,6 +108,7 @@ class FlowTrace:
     It is made by a thread inside *namespace*; what is undone on the way out of a failing
     start is undone before the error is raised. *rate* is packets a second, *size* the
     most flows of each IP version. *syns*: trace connections whose SYN comes twice, too.
+    *by_source* are the tables that looked at who sent a packet when this began.
     Errors: KernelRefusedError, KernelUnsupportedError.
     """
 
@@ -152,6 +154,7 @@ class FlowTrace:
         self._mark = RulesetMark()
         socket.join()
         read = read_ruleset()
+        self.by_source = tables_by_source(read.ruleset)
         plan = _plan(read.ruleset, rate, size, syns=syns)
         self._armed = Armed(pinned, plan)
         self._own += 1
