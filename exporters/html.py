@@ -17,6 +17,7 @@ from tracer.core.timeline_words import (
     change_words,
     diff_lines,
     end_words,
+    expected_words,
     killer_words,
     loss_words,
     place_words,
@@ -47,7 +48,7 @@ font:1rem/1.5 system-ui,sans-serif;overflow-wrap:anywhere}
 h1{font-size:1.1rem;margin:0}h2{font-size:1.25rem;line-height:1.3;margin:1.5rem 0 .5rem}
 h3{font-size:.95rem;margin:1.25rem 0 .25rem;color:var(--quiet)}
 p{margin:.25rem 0}.quiet{color:var(--quiet)}
-.bad,h2{color:var(--bad)}.good{color:var(--good)}.cause{color:var(--cause)}
+.bad{color:var(--bad)}.good{color:var(--good)}.cause{color:var(--cause)}
 pre,code,.flow{font:.875rem/1.5 ui-monospace,monospace}
 pre{background:var(--box);border:1px solid var(--line);border-radius:.4rem;padding:.5rem .75rem;
 margin:.5rem 0;white-space:pre-wrap}
@@ -105,7 +106,8 @@ def _killer(killer: Killer, timeline: Timeline, clock: Clock) -> str:
     bucket_s = timeline.width_ns / 1e9
     ended = _sentence(end_words(killer, clock, timeline.seen_until_ns))
     parts = [
-        f"<section><h2>✗ {safe(title)}</h2>",
+        f'<section><h2 class="{"quiet" if killer.is_expected else "bad"}">✗ {safe(title)}</h2>',
+        f"<p>{safe(_sentence(expected_words(killer)))}</p>" * killer.is_expected,
         f"<p>Began {safe(clock.time(killer.first_ns) + last)}.</p>",
         _cause(killer, clock),
         f'<p class="{tone}">{safe(ended)}</p>',

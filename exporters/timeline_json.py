@@ -100,6 +100,7 @@ def _killer(killer: Killer, clock: Clock) -> dict[str, Any]:
         "syns": killer.syns,
         "clients": killer.clients,
         "inferred": killer.inferred,
+        "expected": killer.expected,
         "first": clock.date_time(killer.first_ns),
         "last": clock.date_time(killer.last_ns),
         "series": list(killer.series),

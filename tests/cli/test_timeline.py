@@ -81,6 +81,26 @@ def test_the_window_decides_what_is_told(log: Path) -> None:
     assert "because   chain C was installed" in late.stdout
 
 
+def test_expected_drops_do_not_lead(tmp_path: Path) -> None:
+    """What the configuration names is told last, and said to be meant, in text and page."""
+    with LogWriter(tmp_path / "log", "h", LogOptions(group="root")) as writer:
+        for count, expected in ((1009, 1), (7, 0)):
+            columns = {
+                **log_case.drops(count),
+                "expected": expected,
+                "netns": f"vr{expected}",
+                "chain": "C",
+            }
+            writer.append_drops(columns, count)
+    page = tmp_path / "page.html"
+    text = _run("timeline", "--log", str(tmp_path / "log"), "--html", str(page)).stdout
+
+    said = "y the configuration these drops are meant"
+    for told in (text, page.read_text()):
+        assert 0 < told.index("in vr0") < told.index("in vr1") < told.index(said)
+        assert 1 == told.count(said)
+
+
 def test_what_is_not_there_is_said(log: Path, tmp_path: Path) -> None:
     """Each wrong word and missing folder is one clear line and its own status."""
     nothing = _run("timeline", "--log", str(log), "--dport", "23", "--since", "now")

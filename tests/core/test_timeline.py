@@ -212,6 +212,20 @@ def test_drops_of_an_unknown_table_go_to_the_only_killer_there() -> None:
     assert [(None, 0)] == [(one.rule, one.inferred) for one in alone.killers]
 
 
+def test_what_is_meant_to_kill_comes_last() -> None:
+    """However many die by it; of a rule that had just come, the first drops do not say so."""
+    meant = replace(drops(10, 20, 7), expected=6)
+    told = build_timeline(
+        story(
+            [ruleset(1, "", INSTALLED, "stands")],
+            [meant, drops(11, 12, 2, kind="other", rule=0, reason="NO_SOCKET")],
+        )
+    )
+
+    assert [(2, False), (7, True)] == [(one.packets, one.is_expected) for one in told.killers]
+    assert [0, 6] == [one.expected for one in told.killers]
+
+
 def test_a_reversed_path_filter_is_explained_by_its_switch() -> None:
     """A drop for IP_RPFILTER goes to the sysctl, not to rules that changed just before."""
     told = build_timeline(

@@ -54,3 +54,29 @@ def test_drops_and_journeys_are_kept(tmp_path: Path, netns: Callable[..., str]) 
     assert [("b", "b0", 7002, 13)] == rows
     assert journey is not None
     assert "-A PREROUTING -p udp -m udp --dport 7002 -j DROP" == journey.journey.ending.text
+
+
+def test_drops_that_are_meant_are_marked(tmp_path: Path, netns: Callable[..., str]) -> None:
+    """Of two rules the configuration names one: 13 rows have it, 7 have not, also after SIGHUP."""
+    netns("a")
+    netns("b")
+    nets.veth("a", "a0", "10.1.0.1/24", "b", "b0", f"{_TO_B}/24")
+    rules = _LEGACY.replace("COMMIT", "-A PREROUTING -p udp -m udp --dport 7003 -j DROP\nCOMMIT")
+    nets.load_rules("b", "legacy", rules)
+    kept = tmp_path / "log"
+    with daemon(tmp_path, "b", log={"directory": str(kept)}) as watch:
+        watch.until("rules_read", timeout_s=30)
+        entry = '[[expected]]\ntext = "*--dport 7002 -j DROP"\n'
+        watch.reload(f"{watch.config.read_text(encoding='utf-8')}\n{entry}")
+        watch.until("configuration_read")
+        nets.send_udp("a", _TO_B, 7002, 13)
+        nets.send_udp("a", _TO_B, 7003, 7)
+        nets.wait_until(
+            lambda: watch.sum_of("nftrace_events_total", source="event_log") >= 20, 10, "rows"
+        )
+    with LogReader(kept) as reader:
+        rows = reader.query(
+            "SELECT dport, sum(weight * expected) FROM drops GROUP BY ALL ORDER BY 1"
+        )
+
+    assert [(7002, 13), (7003, 0)] == rows

@@ -40,9 +40,11 @@ _PLACE: Final = "netns, kind, hook, engine, table_family, table_name, chain, rul
 _GROUPS: Final = """
 SELECT {place}, {epoch} AS epoch, (time_ns - {since}) // {width} AS bucket, sum(weight),
   sum(CASE WHEN proto = 6 AND tcp_flags & 18 = 2 THEN weight ELSE 0 END),
-  min(time_ns), max(time_ns)
+  sum(weight * expected), min(time_ns), max(time_ns)
 FROM drops GROUP BY ALL
 """
+#: Of these the last columns: bucket, packets, SYNs, expected, first and last time.
+_COUNTS: Final = 6
 _FLOWS: Final = """
 SELECT {place}, family, src_high, src_low, dst_high, dst_low, dport, proto,
   sum(weight) AS packets, min(time_ns) AS first_ns, max(time_ns)
@@ -103,8 +105,8 @@ def _read_groups(
     edges = sorted({one.time_ns for one in changes if one.what == "ruleset"})[-_EPOCHS_MAX:]
     sql = _GROUPS.format(place=_PLACE, epoch=_epoch([0, *edges]), since=since_ns, width=width_ns)
     collected: dict[tuple[Any, ...], list[tuple[Any, ...]]] = {}
-    for *key, bucket, packets, syns, first_ns, last_ns in reader.query(sql, selection):
-        collected.setdefault(tuple(key), []).append((bucket, packets, syns, first_ns, last_ns))
+    for row in reader.query(sql, selection):
+        collected.setdefault(row[:-_COUNTS], []).append(row[-_COUNTS:])
     groups = []
     for (*place, _), rows in collected.items():
         series = Counter[int]()
@@ -115,9 +117,10 @@ def _read_groups(
                 Place(*place),
                 sum(series.values()),
                 int(sum(row[2] for row in rows)),
-                min(row[3] for row in rows),
-                max(row[4] for row in rows),
+                min(row[4] for row in rows),
+                max(row[5] for row in rows),
                 series,
+                int(sum(row[3] for row in rows)),
             )
         )
     return groups

@@ -13,6 +13,7 @@ from tracer.core.timeline_words import (
     change_words,
     diff_lines,
     end_words,
+    expected_words,
     killer_words,
     loss_words,
     place_words,
@@ -73,7 +74,10 @@ class TimelinePrinter:
     def _show_killer(self, killer: Killer) -> None:
         place = place_words(killer, self._symbols.inside)
         sign = self._symbols.endings[EndingKind.DROPPED]
-        self._say(f"{sign} {killer_words(killer)} died in {escape(place)}", _DROPPED)
+        style = QUIET if killer.is_expected else _DROPPED
+        self._say(f"{sign} {killer_words(killer)} died in {escape(place)}", style)
+        if killer.is_expected:
+            self._line("expected", expected_words(killer))
         if killer.rule is not None:
             self._line("", killer.rule.text, STRONG)
         clock = self._clock

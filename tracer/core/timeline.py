@@ -60,7 +60,7 @@ def build_timeline(evidence: Evidence) -> Timeline:
     versions = Versions(evidence.changes, evidence.read)
     cases = collect_drops(evidence.groups, versions)
     told = [_tell(case, evidence, versions) for case in cases]
-    told.sort(key=lambda one: (-one.packets, one.first_ns))
+    told.sort(key=lambda one: (one.is_expected, -one.packets, one.first_ns))
     return Timeline(
         evidence.since_ns,
         evidence.until_ns,
@@ -224,6 +224,7 @@ def _tell(case: Case, evidence: Evidence, versions: Versions) -> Killer:
         stood=case.place.kind in {"rule", "policy", "table"} and not any(o.brought for o in causes),
         state=_state(evidence.seen_until_ns - last_ns, pause_ns, is_fixed=fix is not None),
         fix=fix,
+        expected=sum(group.expected for group in groups),
     )
 
 

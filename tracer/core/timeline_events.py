@@ -66,7 +66,7 @@ class DropGroup:
     Drops of one place while one version of the rules was in force.
 
     *series* maps a bucket of time, counted from the window's beginning, to packets; *syns*
-    are those that began a TCP connection.
+    are those that began a TCP connection, *expected* those that are meant to die.
     """
 
     place: Place
@@ -75,6 +75,7 @@ class DropGroup:
     first_ns: int
     last_ns: int
     series: Mapping[int, int] = field(default_factory=dict)
+    expected: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +161,8 @@ class Killer:
 
     *chain* is the rule's, *rule* the rule as it stood when it first killed; *before* are the
     rules of its chain in front of it; *base* is the base chain that led there. Of *inferred*
-    packets only the table is recorded, and that it was this rule follows. *cause* is the change
+    packets only the table is recorded, and that it was this rule follows; *expected* are meant
+    to die by the configuration. *cause* is the change
     that explains it best, *others* are further candidates, best first; *stood* says that the
     rule was there already when the log begins. *clients* are different sources, and
     *has_more_clients* where not all flows were looked at. *fix* is the change after which it
@@ -186,6 +188,12 @@ class Killer:
     stood: bool
     state: str
     fix: Cause | None
+    expected: int = 0
+
+    @property
+    def is_expected(self) -> bool:
+        """Whether it is meant: of rules that just came the first drops may not say so."""
+        return 2 * self.expected > self.packets
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,7 +206,11 @@ class Marked:
 
 @dataclass(frozen=True, slots=True)
 class Timeline:
-    """What happened: killers with most packets first, changes in the order of time."""
+    """
+    What happened: killers with most packets first, changes in the order of time.
+
+    What is meant to kill comes behind what is not.
+    """
 
     since_ns: int
     until_ns: int

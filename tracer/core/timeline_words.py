@@ -20,6 +20,7 @@ __all__ = [
     "change_words",
     "diff_lines",
     "end_words",
+    "expected_words",
     "killer_words",
     "loss_words",
     "place_words",
@@ -74,6 +75,13 @@ def killer_words(killer: Killer) -> str:
         more = " or more" if killer.has_more_clients else ""
         text += f" of {_count(killer.clients, 'client')}{more}"
     return text
+
+
+def expected_words(killer: Killer) -> str:
+    """Say that drops are meant to be; empty where they are not."""
+    if not killer.is_expected:
+        return ""
+    return "by the configuration these drops are meant"
 
 
 def place_words(killer: Killer, inside: str = "›") -> str:  # noqa: RUF001 - the path sign is meant

@@ -28,10 +28,20 @@ _LOST: Final = ("overruns", "malformed", "left_out", "forgotten")
 
 
 class ChangeLog:
-    """Watches, and writes with the log's own *writer*; *on_change* says that a turn is due."""
+    """
+    Watches, and writes with the log's own *writer*; *on_change* says that a turn is due.
 
-    def __init__(self, writer: LogWriter | None, on_change: Callable[[], None]) -> None:
+    *note* is told of each change, of rules with their text.
+    """
+
+    def __init__(
+        self,
+        writer: LogWriter | None,
+        on_change: Callable[[], None],
+        note: Callable[[Change], None] = lambda _: None,
+    ) -> None:
         self._writer = writer
+        self._note = note
         self._watch = ChangeWatch(on_change)
         # Who did it is for the log alone.
         self._watch.start(with_names=writer is not None)
@@ -72,6 +82,8 @@ class ChangeLog:
 
     def _write(self) -> bool:
         changes = self._watch.take()
+        for change in changes:
+            self._note(change)
         if self._writer is not None:
             self._writer.append_changes([_kept(change, self._writer) for change in changes])
         return any(change.what == "ruleset" for change in changes)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from exporters.log import LogOptions, LogWriter
+from tracer.core.expected_drops import ExpectedDrops
 from tracer.core.log_rows import Loss, drop_columns
 from tracer.errors import NftraceError
 from tracer.sources.netns import entered
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
     from exporters.log import LogStatus
     from tracer.core.drops import DropCount
+    from tracer.core.expected import Expected
     from tracer.core.journey import Journey
     from tracer.daemon.settings import LogSettings
     from tracer.sources.drops import DropLosses
@@ -44,13 +46,15 @@ class EventLog:
     Errors: OutputError where the folder cannot be written or another writes in it.
     """
 
-    def __init__(self, settings: LogSettings) -> None:
+    def __init__(self, settings: LogSettings, expected: Expected) -> None:
         options = LogOptions(
             keep_s=settings.keep_days * _DAY_S,
             size_bytes=int(settings.size_gb * (1 << 30)),
             group=settings.group,
         )
         self.writer = LogWriter(Path(settings.directory), os.uname().nodename, options)
+        #: Told of each change of rules, so that drops are known that are meant.
+        self.meant = ExpectedDrops(expected)
         self._devices: dict[int, tuple[float, dict[int, str]]] = {}
         self._lost = dict.fromkeys(_LOST, 0)
         self._lost_ns = time.time_ns()
@@ -69,10 +73,12 @@ class EventLog:
         for inode in np.unique(records["key"]["netns"]).tolist():
             rows = np.flatnonzero(records["key"]["netns"] == inode)
             namespace = namespaces.get(inode)
-            names = [namespace.name if namespace else f"net:[{inode}]"] * len(kinds)
+            name = namespace.name if namespace else f"net:[{inode}]"
             devices = self._devices_of(inode, namespace, now_s)
-            columns = drop_columns(records[rows], kinds, indexes[rows], names, devices)
-            self.writer.append_drops(columns, len(rows))
+            which = indexes[rows]
+            columns = drop_columns(records[rows], kinds, which, [name] * len(kinds), devices)
+            meant = np.array(self.meant.are_meant(name, kinds), np.uint8)[which]
+            self.writer.append_drops({**columns, "expected": meant}, len(rows))
 
     def append_journeys(self, journeys: Sequence[Journey], packets: npt.NDArray[np.void]) -> None:
         """Append traced journeys; *packets* `PACKET (n,)` are their packets' headers."""
@@ -113,6 +119,7 @@ class EventLog:
         """Drop what is known of namespaces that are gone."""
         for one in namespaces:
             self._devices.pop(one.inode, None)
+            self.meant.forget(one.name)
 
     def status(self) -> LogStatus:
         """Return what was written and what was not."""

@@ -147,7 +147,7 @@ class Daemon:
             # Its library is large, and not everybody's need.
             from tracer.daemon.event_log import EventLog  # noqa: PLC0415
 
-            event_log = EventLog(self._settings.log)
+            event_log = EventLog(self._settings.log, parse_expected(self._settings.expected))
         watch.keep_events(event_log)
         return event_log
 
@@ -218,7 +218,9 @@ class Daemon:
             log.warning("restart_needed", settings=kept)
         watch.apply(settings, self._messages)
         self._readings.messages = self._messages
-        self._exporter.expected = parse_expected(settings.expected)
+        self._exporter.expected = expected = parse_expected(settings.expected)
+        if self._event_log is not None:
+            self._event_log.meant.use(expected)
         log.info("configuration_read", file=str(self._path))
 
     def _close(self, watch: Watch) -> None:

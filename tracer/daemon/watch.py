@@ -230,11 +230,12 @@ class Watch:
 
         The caller closes the log after the watch.
         """
-        writer = None if event_log is None else event_log.writer
         with self._lock:
-            self._changes = ChangeLog(writer, self._wake)
             self._event_log = event_log
-            if event_log is not None:
+            if event_log is None:
+                self._changes = ChangeLog(None, self._wake)
+            else:
+                self._changes = ChangeLog(event_log.writer, self._wake, event_log.meant.note)
                 self._namer.tell = event_log.append_journeys
 
     def give_way(self, *, is_followed: bool) -> None:
