@@ -85,12 +85,8 @@ def test_expected_drops_do_not_lead(tmp_path: Path) -> None:
     """What the configuration names is told last, and said to be meant, in text and page."""
     with LogWriter(tmp_path / "log", "h", LogOptions(group="root")) as writer:
         for count, expected in ((1009, 1), (7, 0)):
-            columns = {
-                **log_case.drops(count),
-                "expected": expected,
-                "netns": f"vr{expected}",
-                "chain": "C",
-            }
+            columns = dict(log_case.drops(count))
+            columns |= {"expected": expected, "netns": f"vr{expected}", "chain": "C", "rule": 5}
             writer.append_drops(columns, count)
     page = tmp_path / "page.html"
     text = _run("timeline", "--log", str(tmp_path / "log"), "--html", str(page)).stdout
