@@ -64,7 +64,7 @@ __all__ = ["drops"]
 @daemon_option
 def drops(**words: Any) -> int:  # noqa: ANN401 - click hands over what its options say
     """Show where packets die on this machine, live: rule, policy, or the kernel's reason."""
-    if wants_daemon(words):
+    if wants_daemon("drops", words):
         return ask_daemon("drops", words, "seeing drops needs root")
     if os.geteuid() != 0:
         message = "seeing drops needs root (CAP_BPF, CAP_PERFMON, CAP_NET_ADMIN)"

@@ -78,7 +78,7 @@ _PATIENCE_S = 0.6
 def follow(**words: Any) -> int:  # noqa: ANN401 - click hands over what its options say
     """Tell each matching packet's way through netfilter, live: every rule, and its end."""
     wanted = read_filter(words)
-    if wants_daemon(words):
+    if wants_daemon("follow", words):
         return ask_daemon("follow", words, "following packets needs root")
     if os.geteuid() != 0:
         message = "following packets needs root (CAP_NET_ADMIN, CAP_SYS_ADMIN)"

@@ -1,7 +1,13 @@
-"""Asking a running daemon, so that one need not be root."""
+"""
+Asking a running daemon: one need not be root then, and it gives way.
+
+A daemon that traces for itself and one who works alone beside it would want the same
+listener of the kernel's; who asks the daemon is let through.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -10,7 +16,9 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
+from tracer import __version__
 from tracer.cli.run import Interrupts
 from tracer.core.control import known_words
 from tracer.errors import KernelRefusedError, UsageError
@@ -25,8 +33,8 @@ __all__ = ["ask_daemon", "daemon_option", "wants_daemon"]
 DEFAULT_SOCKET = "/run/nftrace/nftrace.sock"
 #: The parameters whose word on the command line is another.
 _WORDS = {"in_device": "in", "out_device": "out"}
-#: What only one who works alone can have.
-_ALONE = {"pcap": "--pcap", "rung": "--rung", "rule_rate": "--rule-rate"}
+#: What is about asking and showing, not about what is asked.
+_OWN = ("daemon", "color")
 _READ_BYTES = 65_536
 _TICK_S = 0.2
 #: An answer is a piece of a follower's output, escaped.
@@ -35,14 +43,25 @@ _ANSWER_BYTES_MAX = 1 << 20
 daemon_option = click.option(
     "--daemon/--no-daemon",
     default=None,
-    help="ask the running daemon (default: where one runs and you are not root)",
+    help="ask the running daemon, or work alone (default: ask where one answers)",
 )
 
 
-def wants_daemon(words: Mapping[str, Any]) -> bool:
-    """Tell whether the daemon is to be asked: on demand, or where we are not root."""
-    asked = words["daemon"]
-    return os.geteuid() != 0 if asked is None else bool(asked)
+def wants_daemon(do: str, words: Mapping[str, Any]) -> bool:
+    """
+    Tell whether the daemon is to be asked.
+
+    Root works alone where none answers, or where it could not do what is asked.
+    """
+    if words["daemon"] is not None or os.geteuid() != 0:
+        return words["daemon"] is not False
+    if _only_alone(do):
+        return False
+    try:
+        _connect("").close()
+    except KernelRefusedError:
+        return False
+    return True
 
 
 def ask_daemon(do: str, words: Mapping[str, Any], needs: str) -> int:
@@ -52,21 +71,21 @@ def ask_daemon(do: str, words: Mapping[str, Any], needs: str) -> int:
     *needs* says what working alone would take, for one who can do neither.
     Errors: KernelRefusedError where no daemon answers, UsageError for what it cannot do.
     """
-    for name, option in _ALONE.items():
-        if words.get(name) is not None:
-            raise UsageError(f"{option} cannot be had from the daemon", "run as root for that")
+    for option in _only_alone(do):
+        raise UsageError(f"{option} cannot be had from the daemon", "run as root for that")
     with _connect(needs) as connection, Interrupts() as interrupts:
-        connection.sendall(_request(do, words))
-        connection.settimeout(_TICK_S)
+        _send(connection, _request(do, words))
         pending, has_stopped = b"", False
         while True:
             if interrupts.reason is not None and not has_stopped:
                 has_stopped = True
-                connection.sendall(b'{"do": "stop"}\n')
+                _send(connection, b'{"do": "stop"}\n')
             try:
                 came = connection.recv(_READ_BYTES)
             except TimeoutError:
                 continue
+            except ConnectionError:
+                came = b""
             pending += came
             *lines, pending = pending.split(b"\n")
             for line in lines:
@@ -77,9 +96,28 @@ def ask_daemon(do: str, words: Mapping[str, Any], needs: str) -> int:
                 raise KernelRefusedError("the daemon went away", "see its journal, and try again")
 
 
+def _only_alone(do: str) -> list[str]:
+    """Return the options on the command line that a daemon does not know."""
+    context = click.get_current_context()
+    return [
+        max(parameter.opts, key=len)
+        for parameter in context.command.params
+        if parameter.name is not None
+        and _WORDS.get(parameter.name, parameter.name) not in {*known_words(do), *_OWN}
+        and context.get_parameter_source(parameter.name) is ParameterSource.COMMANDLINE
+    ]
+
+
+def _send(connection: socket.socket, line: bytes) -> None:
+    # Who is sent away at once has an answer to read, and nobody who takes what is sent.
+    with contextlib.suppress(ConnectionError):
+        connection.sendall(line)
+
+
 def _connect(needs: str) -> socket.socket:
     path = os.environ.get("NFTRACE_SOCKET", DEFAULT_SOCKET)
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    connection.settimeout(_TICK_S)
     try:
         connection.connect(path)
     except PermissionError as exc:
@@ -118,4 +156,8 @@ def _show(line: bytes) -> int | None:
         sys.stdout.flush()
     if isinstance(err, str):
         click.echo(err, err=True, nl=False)
+        version = answer.get("version", __version__)
+        if version != __version__:
+            said = f"the daemon is nftrace {version!s:.40}, this is {__version__}"
+            click.echo(f"nftrace: {said}: restart it, if it is the older one", err=True)
     return end if isinstance(end, int) else None

@@ -4,29 +4,31 @@ The control socket: members of its group ask, and are answered by a process of t
 One thread serves all. A follower is `nftrace follow` or `nftrace drops`, started with
 arguments that only `tracer.core.control` makes; what it prints is handed on. Nobody is
 waited for: a client that does not send is cut off after a while, one that does not read
-when its buffer is full, and one too many at once; each is told so, and counted.
+when its buffer is full, and one too many at once; each is told so, and counted. Nor does
+anybody get more of the thread's time than a few lines and so many connections a second:
+what this thread computes, the watch cannot.
 """
 
 from __future__ import annotations
 
+import codecs
 import contextlib
-import ctypes
 import grp
 import json
 import os
 import selectors
-import signal
 import socket
 import struct
 import subprocess
-import sys
 import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from tracer import __version__
 from tracer.core.control import REQUEST_BYTES_MAX, Limits, arguments_of, parse_request
+from tracer.daemon.control_followers import Followers
 from tracer.errors import OutputError, UsageError
 
 if TYPE_CHECKING:
@@ -36,14 +38,16 @@ __all__ = ["ControlServer", "Peer"]
 
 #: A client says what it wants within this time, and takes its last answer within it.
 _PATIENCE_S = 5.0
-#: A follower that was told to end puts back what it changed; longer than this it hangs.
-_END_S = 15.0
 _READ_BYTES = 65_536
 _TICK_S = 0.5
 _BACKLOG = 16
-_PR_SET_PDEATHSIG = 1
-
-_libc = ctypes.CDLL(None)
+#: Connections taken in a second; the others wait in the backlog.
+_ACCEPTS_PER_S = 50
+#: What one connection may say: one request, and that it be stopped.
+_LINES_MAX = 2
+#: Root could have as much without us: the highest that a configuration can give.
+_ROOT = Limits(packets_per_second=1_000_000, duration_s=604_800)
+_ROOT_BUFFER_BYTES = 64 << 20
 
 
 class Peer(NamedTuple):
@@ -67,6 +71,7 @@ class _Client:
     peer: Peer
     until_s: float | None
     asked: bytearray = field(default_factory=bytearray)
+    lines: int = 0
     out: bytearray = field(default_factory=bytearray)
     follower: subprocess.Popen[bytes] | None = None
     pipes: int = 0
@@ -98,7 +103,8 @@ class ControlServer:
         self._path = Path(settings.socket)
         self._listener: socket.socket | None = None
         self._clients: set[_Client] = set()
-        self._ending: list[tuple[subprocess.Popen[bytes], float]] = []
+        self._followers = Followers(log)
+        self._taken, self._taken_since_s = 0, 0.0
         self._selector = selectors.DefaultSelector()
         self._woken, self._waker = socket.socketpair()
         self._thread: threading.Thread | None = None
@@ -107,11 +113,6 @@ class ControlServer:
     def clients(self) -> int:
         """How many are connected."""
         return len(self._clients)
-
-    def _count_followers(self) -> int:
-        # Those of clients that went away end, too, and are still there.
-        running = [one.follower.pid for one in self._clients if one.follower is not None]
-        return len({*running, *(follower.pid for follower, _ in self._ending)})
 
     def bind(self) -> None:
         """
@@ -174,6 +175,14 @@ class ControlServer:
         self._waker.close()
 
     def _serve(self) -> None:
+        try:
+            self._answer_all()
+        finally:
+            # Were it by a defect of ours: who asks then is refused, and does not wait.
+            if self._listener is not None:
+                self._listener.close()
+
+    def _answer_all(self) -> None:
         while True:
             for key, events in self._selector.select(_TICK_S):
                 if key.fileobj is self._woken:
@@ -186,10 +195,15 @@ class ControlServer:
                 else:
                     self._relay(key.fileobj, *key.data)
             self._look_around(time.monotonic())
-            self.followers = self._count_followers()
+            self.followers = len(self._followers)
 
     def _accept(self) -> None:
         if self._listener is None:
+            return
+        self._taken += 1
+        if self._taken > _ACCEPTS_PER_S:
+            # Until the second is over, see _look_around.
+            self._selector.unregister(self._listener)
             return
         try:
             connection, _ = self._listener.accept()
@@ -212,7 +226,8 @@ class ControlServer:
         self.accepted += 1
 
     def _attend(self, client: _Client, events: int) -> None:
-        if events & selectors.EVENT_WRITE:
+        if events & selectors.EVENT_WRITE and client in self._clients:
+            # It may have been dropped since these events were told.
             self._flush(client)
         if events & selectors.EVENT_READ and client in self._clients:
             self._read(client)
@@ -227,28 +242,28 @@ class ControlServer:
         if not came:
             self._drop(client)
             return
-        if client.closing:
-            return
         client.asked += came
         while not client.closing and (end := client.asked.find(b"\n")) >= 0:
             line = bytes(client.asked[:end])
             del client.asked[: end + 1]
             self._do(client, line)
-        if len(client.asked) > REQUEST_BYTES_MAX:
+        if not client.closing and len(client.asked) > REQUEST_BYTES_MAX:
             self._do(client, bytes(client.asked))
 
     def _do(self, client: _Client, line: bytes) -> None:
+        client.lines += 1
         try:
             request = parse_request(line)
-            if request.do == "stop":
+            if client.lines > _LINES_MAX or (client.follower is None) == (request.do == "stop"):
+                self._finish(client, "one thing at a time: ask, then stop; connect anew", 2)
+            elif request.do == "stop":
                 self._end_follower(client)
-            elif client.follower is not None:
-                self._finish(client, "one thing at a time: connect anew", 2)
-            elif self._count_followers() >= self._settings.followers:
+            elif len(self._followers) >= self._settings.followers:
                 self.refused += 1
                 self._finish(client, f"{self._settings.followers} others follow already", 3)
             else:
-                arguments = arguments_of(request, self._limits, str(client.peer.pid))
+                limits = self._limits if client.peer.uid else _ROOT
+                arguments = arguments_of(request, limits, str(client.peer.pid))
                 peer = client.peer._asdict()
                 self._log.info("client_asked", arguments=" ".join(arguments), **peer)
                 self._start(client, arguments, request.columns)
@@ -258,51 +273,49 @@ class ControlServer:
             self._finish(client, f"no follower could be started ({exc.strerror})", 3)
 
     def _start(self, client: _Client, arguments: list[str], columns: int) -> None:
-        keep = {name: os.environ[name] for name in ("PATH", "LANG") if name in os.environ}
-        follower = subprocess.Popen(
-            [sys.executable, "-m", "tracer.cli.main", *arguments],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env={"PATH": os.defpath, **keep, "COLUMNS": str(columns), "PYTHONUTF8": "1"},
-            cwd="/",
-            start_new_session=True,
-            preexec_fn=_end_with_parent,  # noqa: PLW1509 - one C call, no lock is taken
-        )
+        follower = self._followers.start(arguments, columns)
         client.follower, client.until_s = follower, None
         for name, pipe in (("out", follower.stdout), ("err", follower.stderr)):
             if pipe is not None:
-                os.set_blocking(pipe.fileno(), False)
-                self._selector.register(pipe, selectors.EVENT_READ, (client, name))
+                # A character may come in two pieces.
+                decoder = codecs.getincrementaldecoder("utf-8")("replace")
+                self._selector.register(pipe, selectors.EVENT_READ, (client, name, decoder))
                 client.pipes += 1
 
-    def _relay(self, pipe: Any, client: _Client, name: str) -> None:  # noqa: ANN401 - a selector's
+    def _relay(
+        self,
+        pipe: Any,  # noqa: ANN401 - a selector's
+        client: _Client,
+        name: str,
+        decoder: codecs.IncrementalDecoder,
+    ) -> None:
         try:
             came = os.read(pipe.fileno(), _READ_BYTES)
         except BlockingIOError:
             return
+        text = decoder.decode(came, final=not came)
+        if text and not client.closing:
+            self._tell(client, {name: text})
         if came:
-            if not client.closing:
-                self._tell(client, {name: came.decode(errors="replace")})
             return
         self._selector.unregister(pipe)
         pipe.close()
         client.pipes -= 1
-        follower = client.follower
-        if client.pipes == 0 and follower is not None:
-            # Both ends closed: it is on its way out, or hangs and is looked after.
-            client.follower = None
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                status = follower.wait(1)
-                if client in self._clients and not client.closing:
-                    self._end(client, status if status >= 0 else 1)
-                return
-            self._ending.append((follower, time.monotonic() + _END_S))
-            self._end(client, 1)
+        if client.pipes == 0 and client.follower is not None:
+            self._note_end(client, client.follower)
+
+    def _note_end(self, client: _Client, follower: subprocess.Popen[bytes]) -> None:
+        # Its outputs are closed, as the kernel does when a process is gone.
+        status = 1
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            status = follower.wait(1)
+        if not client.closing:
+            self._end(client, status if status >= 0 else 1)
 
     def _tell(self, client: _Client, answer: dict[str, object]) -> None:
         client.out += json.dumps(answer, ensure_ascii=False).encode() + b"\n"
-        if len(client.out) > self._settings.buffer_kb << 10:
+        kept = self._settings.buffer_kb << 10 if client.peer.uid else _ROOT_BUFFER_BYTES
+        if len(client.out) > kept:
             self.cut += 1
             self._log.warning("client_cut", why="it reads too slowly", **client.peer._asdict())
             # What is half sent must end as the line that it is.
@@ -313,8 +326,8 @@ class ControlServer:
 
     def _finish(self, client: _Client, sentence: str, status: int) -> None:
         """Say why it ends, and end."""
-        line = json.dumps({"err": f"nftrace: {sentence}\n"}, ensure_ascii=False)
-        client.out += line.encode() + b"\n"
+        answer = {"err": f"nftrace: {sentence}\n", "version": __version__}
+        client.out += json.dumps(answer).encode() + b"\n"
         self._end(client, status)
 
     def _end(self, client: _Client, status: int) -> None:
@@ -334,8 +347,11 @@ class ControlServer:
         if client.closing and not client.out:
             self._drop(client)
             return
-        wanted = selectors.EVENT_READ | (selectors.EVENT_WRITE if client.out else 0)
-        self._selector.modify(client.socket, wanted, client)
+        # What one who is sent away still says is not read.
+        wanted = 0 if client.closing else selectors.EVENT_READ
+        self._selector.modify(
+            client.socket, wanted | (selectors.EVENT_WRITE if client.out else 0), client
+        )
 
     def _drop(self, client: _Client) -> None:
         if client not in self._clients:
@@ -347,12 +363,16 @@ class ControlServer:
         self._end_follower(client)
 
     def _end_follower(self, client: _Client) -> None:
-        follower = client.follower
-        if follower is not None and all(follower is not one for one, _ in self._ending):
-            follower.terminate()
-            self._ending.append((follower, time.monotonic() + _END_S))
+        if client.follower is not None:
+            self._followers.end(client.follower)
 
     def _look_around(self, now_s: float) -> None:
+        self._followers.look_around(now_s)
+        if self._listener is not None and now_s >= self._taken_since_s + 1:
+            if self._taken > _ACCEPTS_PER_S:
+                self._selector.register(self._listener, selectors.EVENT_READ)
+                self._log.warning("connections_held_up", taken_per_second=_ACCEPTS_PER_S)
+            self._taken, self._taken_since_s = 0, now_s
         for client in list(self._clients):
             if client.until_s is not None and now_s >= client.until_s:
                 self.cut += 1
@@ -362,15 +382,6 @@ class ControlServer:
                     self._drop(client)
                 else:
                     self._finish(client, "cut off: you did not ask in time", 1)
-        left = []
-        for follower, until_s in self._ending:
-            if follower.poll() is not None:
-                continue
-            if now_s >= until_s:
-                follower.kill()
-                self._log.error("follower_killed", pid=follower.pid)
-            left.append((follower, until_s))
-        self._ending = left
 
     def _end_all(self) -> None:
         for client in list(self._clients):
@@ -382,24 +393,15 @@ class ControlServer:
                 # Nobody reads any more: a follower that writes still must not wait for us.
                 self._selector.unregister(key.fileobj)
                 key.fileobj.close()  # type: ignore[union-attr]
-        for follower, until_s in self._ending:
-            try:
-                follower.wait(max(0.1, until_s - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                follower.kill()
-                follower.wait()
+        self._followers.end_all()
 
 
 def _answers(path: Path) -> bool:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as asking:
-        asking.settimeout(1)
+        asking.setblocking(False)  # noqa: FBT003 - positional in socket's signature
         try:
             asking.connect(str(path))
-        except OSError:
-            return False
+        except OSError as exc:
+            # Too many wait to be taken: there is one who does.
+            return isinstance(exc, BlockingIOError)
         return True
-
-
-def _end_with_parent() -> None:
-    # A daemon that is killed leaves no follower: it is told to end, and puts back all.
-    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
