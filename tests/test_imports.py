@@ -28,6 +28,8 @@ MAY_IMPORT = {
     "exporters": {"tracer.core"},
     # They are about metrics, and take their names from where they are declared.
     "dashboards": {"exporters"},
+    # It lets packets die in the demo's network, to have something to draw.
+    "dashboards.preview": {"dashboards", "tracer.demo", "tracer.sources"},
     "tracer.daemon": {
         "tracer.sources",
         "tracer.pipeline",

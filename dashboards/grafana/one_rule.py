@@ -135,7 +135,7 @@ def _neighbours() -> Json:
     return time_series(
         "Other counted rules of the chosen chains",
         [query(as_sum(_PACKETS, f"rate({around}[$__rate_interval])"), "{{chain}} {{rule_id}}")],
-        nothing="No other rule of the chosen chains drops packets.",
+        nothing="No other rule of the chosen chains is counted.",
         description="With every_rule in the daemon's [metrics] also those that let packets pass.",
     )
 

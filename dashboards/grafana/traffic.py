@@ -46,8 +46,8 @@ _WIDTHS: Final = {
     "Chain": 195,
     "Rule": 55,
     "Packets": 90,
-    "Dropped since": 155,
-    "Last seen dropping": 155,
+    "Dropped since": 170,
+    "Last seen dropping": 160,
     "Id": 80,
 }
 

@@ -122,15 +122,15 @@ class Services:
         self._start("alertmanager", command)
         self.wait_for_answer("alertmanager", f"http://{ALERTMANAGER}/-/ready", _START_S)
 
-    def start_prometheus(self, rules: Path, host: str) -> None:
+    def start_prometheus(self, rules: Path, host: str, *, scrape_s: int = 2) -> None:
         """
-        Start Prometheus, which scrapes the daemon every 2 s and evaluates *rules* each second.
+        Start Prometheus, which scrapes every *scrape_s* and evaluates *rules* each second.
 
         *host* is the label instance of what it scrapes.
         """
         scraped = {"targets": [DAEMON], "labels": {"instance": host}}
         tree = {
-            "global": {"scrape_interval": "2s", "evaluation_interval": "1s"},
+            "global": {"scrape_interval": f"{scrape_s}s", "evaluation_interval": "1s"},
             "rule_files": [str(rules)],
             "scrape_configs": [{"job_name": "nftrace", "static_configs": [scraped]}],
             "alerting": {"alertmanagers": [{"static_configs": [{"targets": [ALERTMANAGER]}]}]},
