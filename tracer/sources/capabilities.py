@@ -151,9 +151,10 @@ def _drops() -> Iterator[Answer]:
         source.close()
     missing = "".join(f"; not {rung}: {why}" for rung, why in standing.why.items())
     detail = f"by {standing.rung}, which costs {standing.cost}{missing}"
-    names_places = standing.rung is not Rung.REASON
+    # Without time for a proof nothing is known of the rungs.
+    value = "unknown" if source.retry else _yes(standing.rung is not Rung.REASON)
     remedy = "try again while the machine is idle, or see docs/drops.md for what each rung needs"
-    yield Answer("drops", _yes(names_places), detail, remedy)
+    yield Answer("drops", value, detail, remedy)
 
 
 def _namespaces() -> Iterator[Answer]:
