@@ -79,8 +79,9 @@ def _serving(
 @contextlib.contextmanager
 def _connected(path: Path) -> Iterator[socket.socket]:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-        connection.settimeout(20)
+        # Blocking: it waits where others wait to be taken, too.
         connection.connect(str(path))
+        connection.settimeout(20)
         yield connection
 
 
@@ -242,8 +243,21 @@ def fuzzed() -> Iterator[_Serving]:
         yield serving
 
 
+_PIECES = st.lists(
+    st.binary(max_size=400)
+    | st.sampled_from(
+        [
+            *(b"\n", b'{"do": "stop"}\n', b"{}\n", b'{"do": "fol', b"\xff\xfe\n", b"[" * 9000),
+            b"x\n" + b"y" * 65_536,
+            b'{"do": "follow", "words": {"dport": "' + b"9" * 9000,
+        ]
+    ),
+    max_size=6,
+)
+
+
 @settings(deadline=None, max_examples=60)
-@given(pieces=st.lists(st.binary(max_size=400) | st.just(b"\n"), max_size=6))
+@given(pieces=_PIECES)
 def test_no_bytes_disturb_the_server(fuzzed: _Serving, pieces: list[bytes]) -> None:
     """Whatever a client sends, it is answered with an end, and the next one is served."""
     with _connected(fuzzed.path) as connection:
@@ -258,6 +272,80 @@ def test_no_bytes_disturb_the_server(fuzzed: _Serving, pieces: list[bytes]) -> N
     with _connected(fuzzed.path) as connection:
         connection.sendall(b'{"do": "none"}\n')
         assert {"end": 2} == _answers(connection)[-1]
+
+
+def test_much_behind_an_error_is_not_read() -> None:
+    """A line in error ends a connection, however much comes with it, and no other."""
+    with _serving() as serving:
+        for _ in range(3):
+            with _connected(serving.path) as connection:
+                with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                    connection.sendall(b"x\n" + b"y" * 65_536)
+                _answers(connection)
+        with _connected(serving.path) as connection:
+            connection.sendall(b"{}\n")
+
+            assert {"end": 2} == _answers(connection)[-1]
+
+
+def test_a_connection_is_for_one_thing() -> None:
+    """There is nothing to stop before something was asked for, and nothing after a stop."""
+    ask = json.dumps({"do": "follow", "words": {"dport": "1"}}).encode() + b"\n"
+    for lines in (b'{"do": "stop"}\n', ask + ask, ask + b'{"do": "stop"}\n' * 2):
+        with _serving() as serving, _connected(serving.path) as connection:
+            connection.sendall(lines)
+            told = _answers(connection)
+
+        assert "one thing at a time" in told[-2]["err"]
+        assert {"end": 2} == told[-1]
+
+
+def test_a_thousand_connections_are_not_taken_at_once() -> None:
+    """Some are taken and the others wait or are refused; who comes after them is served."""
+    with _serving(clients=5) as serving, contextlib.ExitStack() as opened:
+        for _ in range(1000):
+            one = opened.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+            one.setblocking(False)  # noqa: FBT003 - positional in socket's signature
+            with contextlib.suppress(BlockingIOError):
+                one.connect(str(serving.path))
+        nets.wait_until(lambda: serving.server.clients >= 5, 20, "five clients")
+        assert serving.server.clients <= 5
+        assert serving.server.accepted + serving.server.refused <= 1000
+        opened.close()
+        nets.wait_until(lambda: serving.server.clients == 0, 20, "the end of all")
+        with _connected(serving.path) as connection:
+            connection.sendall(b"{}\n")
+            assert {"end": 2} == _answers(connection)[-1]
+
+
+def test_who_connects_without_end_is_held_up_and_served() -> None:
+    """Beyond fifty a second they wait, which is said once, and each gets its answer."""
+    ends = []
+    with _serving() as serving:
+        for _ in range(67):
+            with _connected(serving.path) as connection:
+                connection.sendall(b"{}\n")
+                ends.append(_answers(connection)[-1])
+        (said,) = serving.said("connections_held_up")
+
+    assert [{"end": 2}] * 67 == ends
+    assert 50 == said["taken_per_second"]
+
+
+@pytest.mark.usefixtures("cable")
+def test_root_asks_a_running_daemon_by_itself() -> None:
+    """It is let through, without a member's limits; --no-daemon, or what it lacks, is alone."""
+    words = ("follow", "--netns=b", "--dport=7002", "--count=3", "-o", "json")
+    with _serving(packets_per_second=7) as serving:
+        for more in (("--rate=5000",), ("--no-daemon",), ("--ends=off",)):
+            with _client(serving.path, 0, *words, *more) as process:
+                out, err = _send_until_ended(process)
+            assert (0, "") == (process.returncode, err)
+            assert 4 == len(out.splitlines())
+        (asked,) = serving.said("client_asked")
+
+    assert (0, 0) == (asked["uid"], asked["gid"])
+    assert "--rate=5000" in asked["arguments"].split()
 
 
 def test_a_socket_left_by_a_killed_daemon_is_taken_over() -> None:

@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 import socket
+import struct
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +38,7 @@ _WORDS = {"in_device": "in", "out_device": "out"}
 _OWN = ("daemon", "color")
 _READ_BYTES = 65_536
 _TICK_S = 0.2
+_QUEUE_S = 3
 #: An answer is a piece of a follower's output, escaped.
 _ANSWER_BYTES_MAX = 1 << 20
 
@@ -117,13 +119,19 @@ def _send(connection: socket.socket, line: bytes) -> None:
 def _connect(needs: str) -> socket.socket:
     path = os.environ.get("NFTRACE_SOCKET", DEFAULT_SOCKET)
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-    connection.settimeout(_TICK_S)
+    # How long connect() waits where others wait, too: struct timeval.
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", _QUEUE_S, 0))
     try:
         connection.connect(path)
+        connection.settimeout(_TICK_S)
     except PermissionError as exc:
         connection.close()
         message = f"{needs}, and {path} is not open to you"
         raise KernelRefusedError(message, "run it with sudo, or join group nftrace") from exc
+    except BlockingIOError as exc:
+        connection.close()
+        message = f"{needs}, and the daemon at {path} has too many who ask"
+        raise KernelRefusedError(message, "run it with sudo, or try again later") from exc
     except OSError as exc:
         connection.close()
         message = f"{needs}, and no daemon answers at {path} ({exc.strerror})"
