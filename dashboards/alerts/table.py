@@ -127,15 +127,28 @@ def _new_dropping_rule(pace: Pace) -> Alert:
 def _far_above_its_past(pace: Pace) -> Alert:
     chosen = f"{_RULE}{{{_UNEXPECTED}, {DROPPING}}}"
     now = as_sum(_RULE, f"rate({chosen}[{pace.window}])")
-    past = as_sum(_RULE, f"rate({chosen}[{pace.past}] offset {pace.window})")
+    past = as_sum(_RULE, "\nor\n".join(_mean(chosen, span, pace) for span in (1, 4, 24)))
     return Alert(
         "NftraceDropRateFarAbovePast",
         with_text(f"(\n{now} > 10 * {past}\n) > 1"),
         pace.wait,
         "warning",
         f"{{instance}}, netns {{netns}}: far more dropped than usual by {_AT_RULE} ({{value}}/s)",
-        "That is more than ten times what this rule dropped over the day before.",
+        "That is more than ten times what this rule dropped over the day before, or over as"
+        " much of it as is known.",
     )
+
+
+def _mean(chosen: str, share: int, pace: Pace) -> str:
+    """
+    Return the rate over one *share*th of the past, where that long is known.
+
+    By two values instead of `rate()`, which would read every sample of a day: values fall
+    only where counters began anew, and that is no past to be compared with.
+    """
+    span_s = _seconds(pace.past) // share
+    ago_s = _seconds(pace.window)
+    return f"({chosen} offset {ago_s}s - {chosen} offset {ago_s + span_s}s >= 0) / {span_s}"
 
 
 def _policy_drops(pace: Pace) -> Alert:

@@ -63,7 +63,8 @@ def draw(answers: Json, work: Path, picture: Path) -> None:
     """
     Draw one dashboard's *answers*, as collect() returns them, into the PNG file *picture*.
 
-    Errors: CalledProcessError where chromium or pngquant has one.
+    Errors: CalledProcessError where chromium or pngquant has one, RuntimeError with the
+    page's words where that has one: the picture would be of half a dashboard.
     """
     text = f"window.answers = {json.dumps(answers)};\n"
     (work / "out/answers.js").write_text(text, encoding="utf-8")
@@ -72,8 +73,14 @@ def draw(answers: Json, work: Path, picture: Path) -> None:
         command = (
             *(*_CHROMIUM, f"--user-data-dir={profile}", size),
             *(f"--virtual-time-budget={_PAGE_MS}", f"--screenshot={picture}"),
+            "--enable-logging=stderr",
             (work / "out/page.html").as_uri(),
         )
-        subprocess.run(command, check=True, timeout=_DRAW_S, stderr=subprocess.DEVNULL)
+        done = subprocess.run(
+            command, check=True, timeout=_DRAW_S, stderr=subprocess.PIPE, text=True
+        )
+    wrong = [line for line in done.stderr.splitlines() if "Uncaught" in line]
+    if wrong:
+        raise RuntimeError(f"{picture.name}: {wrong[0]}")
     quant = ("pngquant", "--force", "--ext=.png", "--speed=1", "--strip", str(picture))
     subprocess.run(quant, check=True, timeout=_DRAW_S)
