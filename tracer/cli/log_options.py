@@ -48,7 +48,7 @@ def time_options(command: Command) -> Command:
     """Give a command the options that narrow the time."""
     until = click.option("--until", metavar="TIME", help="… and not after that")
     since = click.option(
-        "--since", metavar="TIME", help="not before: 2026-11-23T17:22, 17:22, or 5m (ago)"
+        "--since", metavar="TIME", help="not before: 17:22, yesterday, 5m (ago), or a date"
     )
     return since(until(command))
 
