@@ -27,11 +27,11 @@ def test_each_state_is_a_datagram(address: str) -> None:
         told.settimeout(5)
         notifier = Notifier({"NOTIFY_SOCKET": address})
         notifier.ready()
-        notifier.status("5 namespaces")
+        notifier.status("5 namespaces\nREADY=1")
         notifier.stopping()
 
         assert b"READY=1" == told.recv(99)
-        assert b"STATUS=5 namespaces" == told.recv(99)
+        assert b"STATUS=5 namespaces READY=1" == told.recv(99)
         assert b"STOPPING=1" == told.recv(99)
 
 

@@ -158,8 +158,11 @@ def test_a_reload_is_taken_or_refused(machine: Machine) -> None:
     )
     machine.write("/etc/nftrace/nftrace.toml", "[trace]\nflow = 17\n")
     refused = machine.run("systemctl", "reload", "nftrace", check=False)
+    machine.run("systemctl", "kill", "--kill-who=main", "--signal=HUP", "nftrace")
+    nets.wait_until(lambda: machine.show("StatusText"), 20, "what the daemon itself says")
 
     assert 0 != refused.returncode
+    assert "nftrace.toml:2: there is no setting 'flow'" in machine.show("StatusText")
     assert (str(pid), "active") == (machine.show("MainPID"), machine.show("ActiveState"))
 
 

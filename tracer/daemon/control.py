@@ -83,7 +83,8 @@ class ControlServer:
     Serves the socket in a thread of its own from `start` to `stop`.
 
     *clients* counts those connected now, *followers* the processes that run for them;
-    *accepted*, *refused* and *cut* count all there were. Any thread may read them.
+    *accepted*, *refused* and *cut* count all there were. Any thread may read them, and
+    give it another *log*.
     """
 
     def __init__(
@@ -97,13 +98,13 @@ class ControlServer:
         self.cut = 0
         self.followers = 0
         self._settings = settings
-        self._log = log
+        self.log = log
         self._patience_s = patience_s
         self._limits = Limits(settings.packets_per_second, settings.duration_s)
         self._path = Path(settings.socket)
         self._listener: socket.socket | None = None
         self._clients: set[_Client] = set()
-        self._followers = Followers(log)
+        self._followers = Followers()
         self._taken, self._taken_since_s = 0, 0.0
         self._selector = selectors.DefaultSelector()
         self._woken, self._waker = socket.socketpair()
@@ -147,9 +148,7 @@ class ControlServer:
         try:
             return grp.getgrnam(self._settings.group).gr_gid
         except KeyError:
-            self._log.warning(
-                "group_missing", group=self._settings.group, then="root alone can ask"
-            )
+            self.log.warning("group_missing", group=self._settings.group, then="root alone can ask")
             return 0
 
     def start(self) -> None:
@@ -209,7 +208,7 @@ class ControlServer:
             connection, _ = self._listener.accept()
         except OSError as exc:
             # Out of descriptors, or gone again: others are still served.
-            self._log.warning("accept_refused", why=exc.strerror)
+            self.log.warning("accept_refused", why=exc.strerror)
             return
         connection.setblocking(False)  # noqa: FBT003 - positional in socket's signature
         raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
@@ -220,7 +219,7 @@ class ControlServer:
         self._selector.register(connection, selectors.EVENT_READ, client)
         if len(self._clients) > self._settings.clients:
             self.refused += 1
-            self._log.warning("client_refused", **client.peer._asdict())
+            self.log.warning("client_refused", **client.peer._asdict())
             self._finish(client, f"{self._settings.clients} clients are connected already", 3)
             return
         self.accepted += 1
@@ -265,7 +264,7 @@ class ControlServer:
                 limits = self._limits if client.peer.uid else _ROOT
                 arguments = arguments_of(request, limits, str(client.peer.pid))
                 peer = client.peer._asdict()
-                self._log.info("client_asked", arguments=" ".join(arguments), **peer)
+                self.log.info("client_asked", arguments=" ".join(arguments), **peer)
                 self._start(client, arguments, request.columns)
         except UsageError as exc:
             self._finish(client, str(exc), exc.exit_status)
@@ -317,7 +316,7 @@ class ControlServer:
         kept = self._settings.buffer_kb << 10 if client.peer.uid else _ROOT_BUFFER_BYTES
         if len(client.out) > kept:
             self.cut += 1
-            self._log.warning("client_cut", why="it reads too slowly", **client.peer._asdict())
+            self.log.warning("client_cut", why="it reads too slowly", **client.peer._asdict())
             # What is half sent must end as the line that it is.
             del client.out[client.out.find(b"\n") + 1 :]
             self._finish(client, "cut off: you read too slowly; narrow the filter", 1)
@@ -367,17 +366,18 @@ class ControlServer:
             self._followers.end(client.follower)
 
     def _look_around(self, now_s: float) -> None:
-        self._followers.look_around(now_s)
+        for pid in self._followers.look_around(now_s):
+            self.log.error("follower_killed", pid=pid)
         if self._listener is not None and now_s >= self._taken_since_s + 1:
             if self._taken > _ACCEPTS_PER_S:
                 self._selector.register(self._listener, selectors.EVENT_READ)
-                self._log.warning("connections_held_up", taken_per_second=_ACCEPTS_PER_S)
+                self.log.warning("connections_held_up", taken_per_second=_ACCEPTS_PER_S)
             self._taken, self._taken_since_s = 0, now_s
         for client in list(self._clients):
             if client.until_s is not None and now_s >= client.until_s:
                 self.cut += 1
                 peer = client.peer._asdict()
-                self._log.warning("client_cut", why="it did not send or read in time", **peer)
+                self.log.warning("client_cut", why="it did not send or read in time", **peer)
                 if client.closing:
                     self._drop(client)
                 else:

@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,8 +31,7 @@ _libc = ctypes.CDLL(None)
 class Followers:
     """All that run or are on their way out; `len` counts them."""
 
-    def __init__(self, log: Any) -> None:  # noqa: ANN401 - structlog's
-        self._log = log
+    def __init__(self) -> None:
         #: By process, when patience with it ends; None while it may run.
         self._until_s: dict[subprocess.Popen[bytes], float | None] = {}
 
@@ -68,14 +67,16 @@ class Followers:
             follower.terminate()
             self._until_s[follower] = time.monotonic() + _END_S
 
-    def look_around(self, now_s: float) -> None:
-        """Forget those that have ended, and kill those that hang; *now_s* is monotonic."""
+    def look_around(self, now_s: float) -> list[int]:
+        """Forget those that have ended, kill those that hang, and return whom it killed."""
+        killed = []
         for follower, until_s in list(self._until_s.items()):
             if follower.poll() is not None:
                 del self._until_s[follower]
             elif until_s is not None and now_s >= until_s:
                 follower.kill()
-                self._log.error("follower_killed", pid=follower.pid)
+                killed.append(follower.pid)
+        return killed
 
     def end_all(self) -> None:
         """End all, and wait for it: what they changed is put back then."""

@@ -49,8 +49,9 @@ class Notifier:
         self._send("STOPPING=1")
 
     def status(self, sentence: str) -> None:
-        """Give the line that `systemctl status` shows."""
-        self._send(f"STATUS={sentence}")
+        """Give the line that `systemctl status` shows; none where it is empty."""
+        # A line more would be another word to systemd.
+        self._send(f"STATUS={' '.join(sentence.split())}")
 
     def alive(self, now_s: float) -> None:
         """Feed the watchdog, if there is one and a third of its patience is over."""

@@ -92,6 +92,7 @@ class Daemon:
         self._messages = Messages(self._settings.messages)
         self._notifier = Notifier(os.environ)
         self._event_log: EventLog | None = None
+        self._control: ControlServer | None = None
 
     def _read(self) -> Settings:
         return Settings() if self._path is None else read_settings(self._path)
@@ -108,7 +109,7 @@ class Daemon:
             log.warning("repaired_after_an_earlier_run", what=line)
         with ExitStack() as stack:
             signals = stack.enter_context(_Signals())
-            control = self._bind_control()
+            control = self._control = self._bind_control()
             if control is not None:
                 stack.callback(control.stop)
             watch = Watch(self._settings, self._messages)
@@ -202,8 +203,10 @@ class Daemon:
             self._messages.log.error(  # noqa: TRY400 - no traceback for a typing error
                 "configuration_refused", why=str(exc), kept="the former one"
             )
+            self._notifier.status(f"configuration refused, the former one is kept: {exc}")
         else:
             self._apply(watch, settings)
+            self._notifier.status("")
         self._notifier.ready()
 
     def _apply(self, watch: Watch, settings: Settings) -> None:
@@ -218,6 +221,8 @@ class Daemon:
             log.warning("restart_needed", settings=kept)
         watch.apply(settings, self._messages)
         self._readings.messages = self._messages
+        if self._control is not None:
+            self._control.log = log
         self._exporter.expected = expected = parse_expected(settings.expected)
         if self._event_log is not None:
             self._event_log.meant.use(expected)
