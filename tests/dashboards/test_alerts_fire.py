@@ -184,6 +184,16 @@ CASES = (
         "24h30m",
         (ALIVE, TEXT, rule(f"0+120x{DAY_OF_MINUTES} 172800+240x60")),
     ),
+    Case(
+        "2 drops a second where 1 a minute was usual for two hours, the first that are known",
+        FAR,
+        "2h7m",
+        (ALIVE, TEXT, rule("0+1x120 120+120x60")),
+        NAMED,
+        f"router, netns vr2: far more dropped than usual by {AT_RULE} (2/s)",
+    ),
+    Case("a rule without a past", FAR, "30m", (ALIVE, TEXT, rule("0+120x60"))),
+    Case("counters that began anew", FAR, "24h30m", (ALIVE, TEXT, rule("9000+120x1440 0+120x60"))),
     Case("many times a trifle", FAR, "24h30m", (ALIVE, rule(f"0+0.04x{DAY_OF_MINUTES} 57+40x60"))),
     Case(
         "a policy that drops",
