@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["Btf", "BtfMissingError", "Function"]
 
 # Kinds and the layout of struct btf_type: include/uapi/linux/btf.h.
-_KIND_STRUCT, _KIND_UNION, _KIND_ENUM, _KIND_FUNC = 4, 5, 6, 12
+_KIND_STRUCT, _KIND_UNION, _KIND_ENUM, _KIND_TYPEDEF, _KIND_FUNC = 4, 5, 6, 8, 12
 _MODIFIERS = frozenset({8, 9, 10, 11, 18})  # typedef, volatile, const, restrict, type tag
 #: One printed declaration; longer ones are cut off by nobody: sk_buff takes 6 kB.
 _PRINT_BYTES = 1 << 16
@@ -180,6 +180,18 @@ class Btf:
         parameter = ctypes.cast(first, ctypes.POINTER(_Parameter)).contents
         name: bytes = self._lib.btf__name_by_offset(handle, parameter.name_off)
         return name.decode()
+
+    def tracepoint_arguments(self, name: str) -> int:
+        """Return how many arguments the kernel's own tracepoint *name* has; 0 for none such."""
+        handle = self._handles[0]
+        typedef = f"btf_trace_{name}".encode()
+        number = self._lib.btf__find_by_name_kind(handle, typedef, _KIND_TYPEDEF)
+        if number <= 0:
+            return 0
+        # A pointer to a function, whose first parameter is the tracepoint's own.
+        for _ in range(2):
+            number = self._lib.btf__type_by_id(handle, number).contents.size
+        return max(int(self._lib.btf__type_by_id(handle, number).contents.info & 0xFFFF) - 1, 0)
 
     def size(self, struct: str) -> int | None:
         """Return the size of *struct* in bytes; None if there is none such."""

@@ -98,7 +98,10 @@ def _ask_kernel(request: dict[str, Any]) -> _Kernel:
     found = {name: btf.function(name) for name in wanted}
     functions = {name: one for name, one in found.items() if one is not None}
     missing += [name for name in request["functions"] if name not in functions]
-    defines: dict[str, object] = {"LINUX_VERSION_CODE": _version_code(platform.release())}
+    defines: dict[str, object] = {
+        "LINUX_VERSION_CODE": _version_code(platform.release()),
+        "NT_KFREE_SKB_ARGS": btf.tracepoint_arguments("kfree_skb"),
+    }
     defines |= _shape_of_functions(functions)
     if CAST in functions and can_cast(functions[CAST].number):
         defines["NT_CAST"] = PLACEHOLDER

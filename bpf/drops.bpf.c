@@ -507,7 +507,7 @@ int on_kfree_skb_count(struct bpf_raw_tracepoint_args *ctx)
 	}
 	at->skb = 0; /* its address may be another packet's next */
 	if (!t->net)
-		t->net = nt_skb_net(skb, t->dev);
+		t->net = nt_skb_net(skb, t->dev, NT_RECEIVER(ctx));
 	t->key.netns = nt_net_inode(t->net);
 	nt_read(&t->length, &skb->len);
 

@@ -144,7 +144,7 @@ int on_drop(struct bpf_raw_tracepoint_args *ctx)
 	if (!nt_is_followed(t, skb, NT_FROM_HEADER))
 		return 0;
 	nt_read(&dev, &skb->dev);
-	t->net = nt_skb_net(skb, dev);
+	t->net = nt_skb_net(skb, dev, NT_RECEIVER(ctx));
 	nt_tell(t, skb, dev, NT_EVENT_DROPPED, reason, ctx->args[1]);
 	return 0;
 }

@@ -93,7 +93,7 @@ int on_kfree_skb_mark(struct bpf_raw_tracepoint_args *ctx)
 	else
 		return 0; /* ARP and the like: no link was at its hooks */
 	nt_read(&dev, &skb->dev);
-	net = nt_skb_net(skb, dev);
+	net = nt_skb_net(skb, dev, NULL);
 	key.netns = nt_net_inode(net);
 	key.is_nft = at->site != NT_SITE_HOOK;
 	key.ordinal = NT_MARK_SOLE;

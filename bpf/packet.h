@@ -34,21 +34,29 @@ NT_INLINE const struct net *nt_dev_net(const struct net_device *dev)
 	return net;
 }
 
+/* The socket that received what is dropped, which the tracepoint tells since Linux 6.11. */
+#if NT_KFREE_SKB_ARGS > 3
+#define NT_RECEIVER(ctx) ((const struct sock *)(ctx)->args[3])
+#else
+#define NT_RECEIVER(ctx) ((const struct sock *)NULL)
+#endif
+
 /*
- * The namespace of a packet: its device's; before routing gave it one, its socket's;
- * else its route's.
+ * The namespace of a packet: its device's; before routing gave it one, or when it has come
+ * as far as a socket, which is *sk* or its own, that one's; else its route's.
  */
 NT_INLINE const struct net *nt_skb_net(const struct sk_buff *skb,
-				       const struct net_device *dev)
+				       const struct net_device *dev,
+				       const struct sock *sk)
 {
 	const struct net *net = nt_dev_net(dev);
-	const struct sock *sk = NULL;
 	const struct dst_entry *dst = NULL;
 	unsigned long refdst = 0;
 
 	if (net)
 		return net;
-	nt_read(&sk, &skb->sk);
+	if (!sk)
+		nt_read(&sk, &skb->sk);
 	if (sk)
 		nt_read(&net, &sk->__sk_common.skc_net.net);
 	if (net)

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 _TO_B, _TO_C, _NOBODY = "10.1.0.2", "10.2.0.2", "10.2.0.99"
+# include/uapi/linux/if_ether.h, if_packet.h
+_ETH_ALL, _SOL_PACKET, _PACKET_VNET_HDR = 3, 263, 15
 _WORDS = {"once": True, "interval": 0.1, "timeout": None, "output": "json"}
 
 
@@ -57,6 +59,23 @@ def _send_udp_raw(count: int, *, ttl: int, checksum: int) -> None:
         sock.setsockopt(socket.IPPROTO_IP, socket.IP_TTL, ttl)
         for _ in range(count):
             sock.sendto(udp, (_TO_B if ttl > 1 else _TO_C, 0))
+
+
+def _wire() -> socket.socket:
+    """Return what sees and sends frames on a's device, its own among them."""
+    wire = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(_ETH_ALL))
+    # With the kernel's header in front: checksums are not yet in what it sends.
+    wire.setsockopt(_SOL_PACKET, _PACKET_VNET_HDR, 1)
+    wire.bind(("a0", _ETH_ALL))
+    return wire
+
+
+def _frame(wire: socket.socket, ending: bytes) -> bytes:
+    """Return the first frame that *wire* sees with *ending*."""
+    wire.settimeout(10)
+    while not (frame := wire.recv(2048)).endswith(ending):
+        pass
+    return frame
 
 
 def _rp_filter() -> None:
@@ -143,3 +162,22 @@ def test_a_silent_next_hop_is_named(source: DropSource, capsys: pytest.CaptureFi
     assert {"ip neigh show; is the next hop up, and on this wire?"} == {
         row["look_at"] for row in rows
     }
+
+
+def test_what_came_as_far_as_a_socket_has_its_namespace(
+    source: DropSource, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A segment that came before is dropped when the packet has left its device behind."""
+    with nets.in_netns("b"):
+        server = socket.create_server((_TO_B, 7010))
+    with nets.in_netns("a"), _wire() as wire:
+        client = socket.create_connection((_TO_B, 7010))
+        client.sendall(b"nftrace" * 3)
+        segment = _frame(wire, b"nftrace" * 3)
+        with server, client, server.accept()[0] as accepted:
+            assert b"nftrace" * 3 == accepted.recv(100)
+            for _ in range(13):
+                wire.send(segment)
+            rows = [row for row in _told(source, capsys) if row["reason"].startswith("TCP_OLD")]
+
+    assert [("b", 13)] == [(row["netns"], row["packets"]) for row in rows]
