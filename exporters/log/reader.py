@@ -172,6 +172,11 @@ class LogReader:
         found = self.query(sql, values=[journey_id])
         return self._stored(found[0]) if found else None
 
+    def journey_ids(self, beginning: str, most: int) -> list[str]:
+        """Return the ids of journeys that begin so, *most* at most, in order."""
+        sql = "SELECT DISTINCT id FROM journeys WHERE starts_with(id, ?) ORDER BY id LIMIT ?"
+        return [found for (found,) in self.query(sql, values=[beginning, most])]
+
     def changes(self, selection: Selection | None = None) -> list[Change]:
         """Return what changed, in the order it was written."""
         return [Change(*row) for row in self._values(Change, "changes", selection)]

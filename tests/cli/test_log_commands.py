@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +19,8 @@ import pytest
 from click.testing import CliRunner
 
 from exporters.anonymize import KEY_BYTES, Anonymizer
-from exporters.log import LogWriter
+from exporters.json_lines import render_journey
+from exporters.log import LogOptions, LogWriter
 from tests.journeys import article
 from tracer.cli.export import export
 from tracer.core.events import PACKET
@@ -84,6 +86,28 @@ def test_show_of_an_unknown_journey_says_so() -> None:
     assert (1, "") == (done.returncode, done.stdout)
     assert 1 == done.stderr.count("\n")
     assert "has no journey nonesuch" in done.stderr
+
+
+def test_show_takes_the_beginning_of_an_id(tmp_path: Path) -> None:
+    """One that is no other's leads to the journey; else those that it may be are named."""
+    ids = ["18ea-1", "18ea-10", "18eb-1"]
+    told = [render_journey(replace(FIRST, id=one)) for one in ids]
+    with LogWriter(tmp_path, "h", LogOptions(group="root")) as writer:
+        writer.append("journeys", {"id": ids, "json": told, "time_ns": FIRST.start_ns}, 3)
+    shown = [nftrace("show", "--log", tmp_path, one, "-o", "json") for one in ("18eb", "18ea-1")]
+    several = nftrace("show", "--log", tmp_path, "18e")
+
+    assert ["18eb-1", "18ea-1"] == [json.loads(done.stdout)["id"] for done in shown]
+    assert (2, "", 1) == (several.returncode, several.stdout, several.stderr.count("\n"))
+    assert ", ".join(ids) in several.stderr
+
+
+def test_no_name_for_a_folder_or_a_table_is_said() -> None:
+    """Empty words, as a script's unset variables give them, are wrong usage."""
+    for words in (["timeline", "--log", ""], ["blame", " ", "--log", LOG]):
+        done = nftrace(*words)
+
+        assert (2, "", 1) == (done.returncode, done.stdout, done.stderr.count("\n"))
 
 
 @pytest.mark.parametrize(

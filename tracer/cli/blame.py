@@ -52,6 +52,8 @@ def blame(  # noqa: PLR0913 - click's
 
     TABLE is a name, or family and name in quotes: "ip6 filter".
     """
+    if not table.strip():
+        raise UsageError("TABLE names no table", "give a name, as filter, or `inet filter`")
     words = {"netns": netns, "since": since, "until": until}
     with open_log(log_directory, is_steady=True) as reader:
         found = _find(reader, (table, chain, rule), words)

@@ -30,6 +30,9 @@ __all__ = [
 #: Where the daemon writes unless told.
 LOG_DIRECTORY: Final = "/var/lib/nftrace/log"
 
+#: Files that are named one by one; a wrong folder has many.
+_PROBLEMS: Final = 10
+
 Command = TypeVar("Command", bound="Callable[..., Any]")
 
 
@@ -57,8 +60,10 @@ def open_log(directory: str, *, is_steady: bool = False) -> LogReader:
     """
     Return a reader of the log; *is_steady*: times as its clock was last set, else as written.
 
-    Errors: OutputError where there is none or it may not be read.
+    Errors: OutputError where there is none or it may not be read, UsageError for no name.
     """
+    if not directory:
+        raise UsageError("--log names no folder", "give a log's, or leave it out")
     from exporters.log.reader import LogReader  # noqa: PLC0415 - 0.2 s that others need not wait
 
     return LogReader(Path(directory), is_steady=is_steady)
@@ -84,6 +89,8 @@ def read_selection(words: Mapping[str, Any]) -> Selection:
 
 def tell_problems(reader: LogReader) -> None:
     """Say on standard error what of the log could not be told; a torn end is no news."""
-    for problem in reader.problems:
-        if problem.kind != "torn":
-            click.echo(f"nftrace: {problem.name}: {problem.kind}: {problem.what}", err=True)
+    told = [one for one in reader.problems if one.kind != "torn"]
+    for problem in told[:_PROBLEMS]:
+        click.echo(f"nftrace: {problem.name}: {problem.kind}: {problem.what}", err=True)
+    if len(told) > _PROBLEMS:
+        click.echo(f"nftrace: … and {len(told) - _PROBLEMS:,} more such files", err=True)

@@ -9,7 +9,7 @@ import click
 
 from tracer.cli.log_options import log_option, open_log, tell_problems
 from tracer.cli.options import color_option, output_option
-from tracer.errors import NftraceError
+from tracer.errors import NftraceError, UsageError
 
 if TYPE_CHECKING:
     from exporters.log.reader import LogReader
@@ -19,6 +19,8 @@ __all__ = ["show"]
 
 #: The same packet in other namespaces is not further away than this.
 _NEAR_NS = 2_000_000_000
+#: Ids that are named where one is meant.
+_NAMED = 5
 
 
 @click.command()
@@ -27,17 +29,32 @@ _NEAR_NS = 2_000_000_000
 @output_option("text", "compact", "json")
 @color_option
 def show(journey_id: str, log_directory: str, output: str, color: str) -> int:
-    """Tell one packet's way from the log, as follow would have: through all namespaces."""
+    """
+    Tell one packet's way from the log, as follow would have: through all namespaces.
+
+    ID may be the beginning of one, if it is no other's.
+    """
     with open_log(log_directory) as reader:
-        stored = reader.journey(journey_id)
+        stored = reader.journey(_whole(reader, journey_id))
         if stored is None:
             tell_problems(reader)
-            message = f"the log {log_directory} has no journey {journey_id}"
-            raise NftraceError(message, "take the id from `nftrace export --json -`")
+            message = f"the log {log_directory} has no journey {journey_id or 'without an id'}"
+            there = reader.journey_ids("", _NAMED)
+            remedy = f"there are {', '.join(there)}, …" if there else "it holds no journeys"
+            raise NftraceError(message, f"{remedy}: `nftrace export --json -` lists what it has")
         packet = _packet(reader, stored.journey) if output == "text" else [stored.journey]
         tell_problems(reader)
     _print(packet, output, color)
     return 0
+
+
+def _whole(reader: LogReader, journey_id: str) -> str:
+    """Return the one id that begins so, or what was given."""
+    found = reader.journey_ids(journey_id, _NAMED) if journey_id else []
+    if len(found) > 1 and journey_id not in found:
+        message = f"{journey_id} is the beginning of {', '.join(found)}"
+        raise UsageError(message, "give more of it")
+    return found[0] if len(found) == 1 else journey_id
 
 
 def _packet(reader: LogReader, journey: Journey) -> list[Journey]:
