@@ -11,7 +11,7 @@ from tests.kernel import nets
 from tracer.demo.lab import Backend, Lab
 
 #: Known drops take a second under emulation, and many where the machine is busy.
-_PATIENT = ("--interval", "9", "--calibrate", "120")
+_PATIENT = ("--interval", "5", "--calibrate", "120")
 
 
 @pytest.mark.parametrize("backend", list(Backend))
