@@ -117,3 +117,13 @@ def test_what_is_wrong_is_said(line: bytes, said: str) -> None:
     """The client learns which word it was."""
     with pytest.raises(UsageError, match=re.escape(said)):
         parse_request(line)
+
+
+def test_without_limits_nothing_is_added() -> None:
+    """What is not asked for is left to the command's own defaults."""
+    request = parse_request(b'{"do": "follow", "words": {"netns": ["b"], "rate": 0}}')
+    unlimited = Limits(packets_per_second=None, duration_s=None)
+
+    assert ["follow", "--color=never", "--netns=b", "--rate=0"] == arguments_of(
+        request, unlimited, "77"
+    )

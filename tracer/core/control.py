@@ -80,10 +80,10 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one who asks may have: packets a second, and seconds."""
+    """What one who asks may have: packets a second, and seconds; None sets no limit."""
 
-    packets_per_second: int
-    duration_s: int
+    packets_per_second: int | None
+    duration_s: int | None
 
 
 def known_words(do: str) -> frozenset[str]:
@@ -161,14 +161,10 @@ def arguments_of(request: Request, limits: Limits, netns: str) -> list[str]:
     """
     words = dict(request.words)
     words.setdefault("netns", [netns])
-    asked_s = words.get("timeout", limits.duration_s)
-    if isinstance(asked_s, int | float):
-        words["timeout"] = min(asked_s or limits.duration_s, limits.duration_s)
-    if request.do == "follow":
-        rate = words.get("rate", limits.packets_per_second)
-        if isinstance(rate, int | float):
-            # 0 is no limit, which nobody has here.
-            words["rate"] = min(int(rate) or limits.packets_per_second, limits.packets_per_second)
+    if limits.duration_s is not None:
+        words["timeout"] = _at_most(limits.duration_s, words.get("timeout"))
+    if limits.packets_per_second is not None and request.do == "follow":
+        words["rate"] = int(_at_most(limits.packets_per_second, words.get("rate"))) or 1
     arguments = [request.do, f"--color={'always' if request.color else 'never'}"]
     for name, value in words.items():
         if isinstance(value, bool):
@@ -178,3 +174,8 @@ def arguments_of(request: Request, limits: Limits, netns: str) -> list[str]:
         else:
             arguments.append(f"--{name}={value}")
     return arguments
+
+
+def _at_most(limit: int, asked: Value | None) -> int | float:
+    # 0 asks for no limit, which nobody has here.
+    return min(asked, limit) if asked and isinstance(asked, int | float) else limit

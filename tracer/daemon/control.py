@@ -45,8 +45,8 @@ _BACKLOG = 16
 _ACCEPTS_PER_S = 50
 #: What one connection may say: one request, and that it be stopped.
 _LINES_MAX = 2
-#: Root could have as much without us: the highest that a configuration can give.
-_ROOT = Limits(packets_per_second=1_000_000, duration_s=604_800)
+#: Root could have as much without us.
+_ROOT = Limits(packets_per_second=None, duration_s=None)
 _ROOT_BUFFER_BYTES = 64 << 20
 
 
