@@ -67,7 +67,7 @@ def test_estimates_are_marked() -> None:
     """Numbers out of a sample have a ~, which the last line explains; JSON says estimated."""
     row = DropRow(DropCount(**_fields(_LEGACY, sampled=True)), "b", 203.0, _RULE.rule, None)
     out, lines = _shown(row), io.StringIO()
-    render_json(lines, [row], _STANDING)
+    render_json(lines, [row], Seen(_QUIET, _STANDING))
 
     assert "~203" in out
     assert "~1,409" in out
@@ -92,6 +92,31 @@ def test_every_loss_is_shown(field: str, said: str) -> None:
     """What was not seen, told apart, recorded or named stands below the table."""
     assert said in " ".join(_shown(_RULE, losses=_QUIET._replace(**{field: 13})).split())
     assert said not in " ".join(_shown(_RULE).split())
+
+
+def test_losses_are_in_every_object() -> None:
+    """What was not seen or told apart stands in the JSON, and nothing where nothing was."""
+    lines = io.StringIO()
+    for losses in (_QUIET, _QUIET._replace(missed=3, unlocated=7)):
+        render_json(lines, [_RULE], Seen(losses, _STANDING))
+    quiet, loud = (json.loads(line)["losses"] for line in lines.getvalue().splitlines())
+
+    assert ({}, {"missed": 3, "unlocated": 7}) == (quiet, loud)
+
+
+def test_what_is_not_shown_is_pointed_at() -> None:
+    """Other namespaces have a word where nothing is here; what has no room has its number."""
+    console = Console(file=io.StringIO(), width=80, color_system=None)
+    for rows, seen in (
+        ([], Seen(_QUIET, _STANDING, filtered=True, here_only=True)),
+        ([_RULE], Seen(_QUIET, _STANDING, filtered=True, here_only=True, more=5)),
+    ):
+        console.print(render_table(rows, seen, console))
+    empty, full = console.file.getvalue().split("per s")
+
+    assert "1,409 drops on this machine, named by rule; of every namespace: --netns all" in empty
+    assert "5 more kinds of drop" in full
+    assert "--netns all" not in full
 
 
 def test_addresses_are_filled_into_what_to_look_at() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
+import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -121,6 +123,10 @@ def test_nothing_dropped_is_status_one() -> None:
         (("--dport", "70000"), "--dport"),
         (("--hook", "prerooting"), "--hook"),
         (("--netns", "nowhere"), "nowhere"),
+        (("--netns", ""), "no network namespace ''"),
+        (("--netns", ".."), "no network namespace '..'"),
+        (("--interval", "nan"), "nan is no number of seconds"),
+        (("--timeout", "inf"), "inf is no number of seconds"),
         (("--proto", "icmp", "--dport", "53"), "has no ports"),
     ],
 )
@@ -145,3 +151,40 @@ def test_chosen_packets_alone_are_shown() -> None:
     (row,) = _rows(send, "--dport", "7003")
 
     assert ("10.1.0.2:7003", 1.0) == (row["top_destination"], row["top_share"])
+
+
+@pytest.mark.usefixtures("cable")
+def test_a_low_window_shows_what_fits_and_how_much_does_not() -> None:
+    """In ten lines the worst kind stands, the number of the others, and the line below all."""
+    nets.send_udp("a", "10.1.0.2", 7003, 1)
+
+    def send() -> None:
+        nets.send_udp("a", "10.1.0.2", 7003, 5)
+        nets.send_tcp_syn("a", "10.1.0.2", 7003, 2)
+        nets.send_udp("a", "10.77.0.1", 7003, 3)
+
+    nets.route("a", "10.77.0.0/16", "via", "10.1.0.2")
+    command = f"{sys.executable} -m tracer.cli.main drops --netns b --interval 0.5 --timeout 1.5"
+    words = ("script", "-qefc", f"stty rows 10 cols 80; {command}", "/dev/null")
+    with nets.spawn("b", *words, cwd=nets.ROOT, stdin=subprocess.DEVNULL) as process:
+        while process.poll() is None:
+            send()
+            with contextlib.suppress(Exception):
+                process.wait(0.02)
+        out = process.communicate()[0]
+
+    assert 0 == process.returncode, out
+    last = out[out.rindex("per s") :]
+    assert "nobody listens on the port" in last
+    assert re.search(r"[12] more kinds of drop, in a higher window", last)
+    assert "drops on this machine, named by rule" in last
+
+
+@pytest.mark.usefixtures("cable")
+def test_no_output_at_all_has_one_line() -> None:
+    """With standard output closed, one line says so, and the status is that of no output."""
+    command = f"exec {sys.executable} -m tracer.cli.main drops --once >&-"
+    done = nets.run("sh", "-c", command, check=False)
+
+    assert (4, 1) == (done.returncode, len(done.stderr.splitlines()))
+    assert "there is no output to write to" in done.stderr

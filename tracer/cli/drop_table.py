@@ -60,15 +60,28 @@ class DropRow:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What there is to say of all rows: *filtered* where some were left out on request."""
+    """
+    What there is to say of all rows.
+
+    *filtered*: some may have been left out on request; *here_only*: those of namespaces that
+    nobody named. *more* are there for which the terminal has no room.
+    """
 
     losses: DropLosses
     standing: Standing
     filtered: bool = False
+    here_only: bool = False
+    more: int = 0
 
 
-def render_json(out: IO[str], rows: Sequence[DropRow], standing: Standing) -> None:
-    """Write `nftrace.drops/1`, one object a line, and flush."""
+def render_json(out: IO[str], rows: Sequence[DropRow], seen: Seen) -> None:
+    """
+    Write `nftrace.drops/1`, one object a line, and flush.
+
+    *losses* in it are of all drops, as below the table: those that are not 0.
+    """
+    standing = seen.standing
+    losses = {name: n for name, n in seen.losses._asdict().items() if n and name != "seen"}
     now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     for row in rows:
         count, words, talker = row.count, row.words, row.talker
@@ -91,6 +104,7 @@ def render_json(out: IO[str], rows: Sequence[DropRow], standing: Standing) -> No
             "certain": count.certain,
             "rung": standing.rung,
             "notes": list(standing.notes),
+            "losses": losses,
             "candidates": list(row.rule.candidates),
             "function": row.function,
             "packets": count.packets,
@@ -210,6 +224,10 @@ def _foot(rows: Sequence[DropRow], seen: Seen) -> Text:
     ]
     standing = seen.standing
     text = Text(f"{losses.seen:,} drops on this machine, named by {standing.rung}", style=QUIET)
+    if seen.more:
+        text = Text(f"{seen.more:,} more kinds of drop, in a higher window or with --once\n") + text
+    if not rows and seen.here_only and losses.seen:
+        text.append("; of every namespace: --netns all", style=QUIET)
     if any(row.count.sampled for row in rows):
         text.append("; ~ is estimated from a sample", style=QUIET)
     for rung, why in standing.why.items():

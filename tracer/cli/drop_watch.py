@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     import numpy as np
     import numpy.typing as npt
-    from rich.console import Console
+    from rich.console import Console, RenderableType
 
     from tracer.cli.run import Interrupts
 
@@ -110,6 +110,8 @@ class DropWatch:
         self._source.set_mode(Mode.RECORD)
         live = Live(console=console, auto_refresh=False, transient=False)
         is_live = self._words["output"] == "text" and not once and console.is_terminal
+        # Colours may be wanted in a file, where no cursor moves.
+        is_live = is_live and console.file.isatty()
         if is_live:
             live.start()
         try:
@@ -117,11 +119,11 @@ class DropWatch:
                 elapsed_s = self._watch(interval_s, interrupts, end_s)
                 rows = self._rows(elapsed_s)
                 if self._words["output"] == "json":
-                    render_json(sys.stdout, rows, self._source.standing)
+                    render_json(sys.stdout, rows, self._about())
                 elif is_live:
-                    live.update(self._table(rows[: console.height - 4], console), refresh=True)
+                    live.update(self._fitted(rows, console), refresh=True)
                 else:
-                    console.print(self._table(rows, console))
+                    console.print(render_table(rows, self._about(), console))
                 over = end_s is not None and time.monotonic() >= end_s
                 if once or over or interrupts.reason is not None:
                     break
@@ -131,10 +133,22 @@ class DropWatch:
             return _INTERRUPTED
         return 0 if self._seen else 1
 
-    def _table(self, rows: list[DropRow], console: Console) -> Any:  # noqa: ANN401 - rich's
+    def _about(self, more: int = 0) -> Seen:
         is_all = self._choice == Choice(Filter(), None, None, self._choice.sort)
-        seen = Seen(self._source.losses(), self._source.standing, not is_all)
-        return render_table(rows, seen, console)
+        here_only = self._choice.inodes is not None and not self._words.get("netns")
+        source = self._source
+        return Seen(source.losses(), source.standing, not is_all, here_only, more)
+
+    def _fitted(self, rows: list[DropRow], console: Console) -> RenderableType:
+        """Return as much of the table as the terminal has room for, and all that stands below."""
+        shown = min(len(rows), console.height)
+        while True:
+            table = render_table(rows[:shown], self._about(len(rows) - shown), console)
+            over = len(console.render_lines(table)) - console.height + 1
+            if over <= 0 or shown <= 1:
+                return table
+            # A row has several lines, in a narrow window a dozen.
+            shown = max(shown - max(over // 4, 1), 1)
 
     def _watch(self, interval_s: float, interrupts: Interrupts, end_s: float | None) -> float:
         """Take records for one interval; return how long it was."""
@@ -188,7 +202,7 @@ class DropWatch:
             rule = self._names.find(namespace, count)
             if self._choice.wanted.chain not in {None, rule.chain}:
                 continue
-            name = namespace.name if namespace else f"net:[{count.netns}]"
+            name = namespace.name if namespace else _unnamed(count.netns)
             rate = max(count.packets - before.get(kind, 0), 0) / elapsed_s
             function = self._functions.get(count.location or 0) or None
             rows.append(DropRow(count, name, rate, rule, self._talkers.top(kind), function))
@@ -211,3 +225,8 @@ class DropWatch:
         found = enclosing_functions(missing)
         # What has no name is not asked for again.
         self._functions |= {address: found.get(address, "") for address in missing}
+
+
+def _unnamed(inode: int) -> str:
+    # A packet may have neither a device nor a socket nor a route.
+    return f"net:[{inode}]" if inode else "unknown"

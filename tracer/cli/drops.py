@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from tracer.cli.drop_watch import Choice, DropWatch
-from tracer.cli.options import color_option, namespaces_of, output_option, read_filter
+from tracer.cli.options import Seconds, color_option, namespaces_of, output_option, read_filter
 from tracer.cli.remote import ask_daemon, daemon_option, wants_daemon
 from tracer.cli.run import Interrupts
 from tracer.cli.theme import make_console
@@ -27,7 +27,9 @@ __all__ = ["drops"]
 @click.option("--sport", metavar="PORT", help="only packets from this port")
 @click.option("--dport", metavar="PORT", help="only packets to this port")
 @click.option("--proto", metavar="NAME", help="only tcp, udp, icmp, … or a number")
-@click.option("--netns", metavar="NAME|PID|all", multiple=True, help="only these namespaces")
+@click.option(
+    "--netns", metavar="NAME|PID|all", multiple=True, help="these namespaces (default: this one)"
+)
 @click.option("--reason", metavar="NAME", help="only this kernel reason, as NO_SOCKET")
 @click.option("--table", metavar="NAME", help="only drops in this table")
 @click.option("--chain", metavar="NAME", help="… in this chain")
@@ -35,12 +37,12 @@ __all__ = ["drops"]
 @click.option("--once", is_flag=True, help="watch for one interval, print once, end")
 @click.option(
     "--interval",
-    type=click.FloatRange(0.1),
+    type=Seconds(0.1),
     default=2.0,
     metavar="S",
     help="seconds between two tables (default: 2)",
 )
-@click.option("--timeout", type=click.FloatRange(0.1), metavar="S", help="end after S seconds")
+@click.option("--timeout", type=Seconds(0.1), metavar="S", help="end after S seconds")
 @click.option("--sort", type=click.Choice(["rate", "total"]), default="rate", help="worst by what")
 @click.option(
     "--rule-rate",
@@ -54,7 +56,7 @@ __all__ = ["drops"]
 )
 @click.option(
     "--calibrate",
-    type=click.FloatRange(0.1),
+    type=Seconds(0.1),
     default=CALIBRATE_S,
     metavar="S",
     help=f"prove with S seconds of a processor how drops are named (default: {CALIBRATE_S:g})",

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tracer.cli.options import (
+    Seconds,
     color_option,
     filter_options,
     namespaces_of,
@@ -47,9 +48,7 @@ _PATIENCE_S = 0.6
 @click.option("--both", is_flag=True, help="show the replies, too")
 @output_option("text", "compact", "json")
 @click.option("--count", type=click.IntRange(1), metavar="N", help="end after N packets")
-@click.option(
-    "--timeout", type=click.FloatRange(0, min_open=True), metavar="S", help="end after S seconds"
-)
+@click.option("--timeout", type=Seconds(0, min_open=True), metavar="S", help="end after S seconds")
 @click.option("-v", "--verbose", is_flag=True, help="list the rules that were passed over, too")
 @click.option("--full", is_flag=True, help="print every packet whole: fold nothing")
 @color_option

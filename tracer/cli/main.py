@@ -53,6 +53,9 @@ def main() -> None:
     in one line; with `--debug` its traceback is shown.
     """
     asked: dict[str, bool] = {}
+    if sys.stdout is None:
+        click.echo("nftrace: there is no output to write to: open it, as with > FILE", err=True)
+        sys.exit(OutputError.exit_status)
     try:
         status = _run(asked)
     except Exception as exc:

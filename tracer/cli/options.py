@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import math
 import socket
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -19,7 +20,14 @@ if TYPE_CHECKING:
     from tracer.core.filters import IPNetwork
     from tracer.sources.netns import Netns
 
-__all__ = ["color_option", "filter_options", "namespaces_of", "output_option", "read_filter"]
+__all__ = [
+    "Seconds",
+    "color_option",
+    "filter_options",
+    "namespaces_of",
+    "output_option",
+    "read_filter",
+]
 
 _HOOKS = ("prerouting", "input", "forward", "output", "postrouting", "ingress", "egress")
 _VERDICTS = ("accept", "drop", "reject", "jump", "goto", "return", "continue", "queue", "stolen")
@@ -49,6 +57,17 @@ _OPTIONS = (
     click.option("--hook", metavar="NAME", help="… at this hook"),
     click.option("--verdict", metavar="NAME", help="… with this verdict"),
 )
+
+
+class Seconds(click.FloatRange):
+    """A span of time from a least one on; endless and "nan" are none."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:  # noqa: ANN401 - as click declares it
+        """Return the seconds; click's usage error for what is no number of them."""
+        seconds = super().convert(value, param, ctx)
+        if not math.isfinite(seconds):
+            self.fail(f"{value} is no number of seconds", param, ctx)
+        return seconds
 
 
 def filter_options(command: Command) -> Command:

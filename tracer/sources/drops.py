@@ -237,7 +237,7 @@ class DropSource:
         if self._wanted not in {None, self.rung}:
             above = next(iter(self.why.values()), "it was not proved")
             msg = f"the rung {self._wanted} does not hold on this kernel: {above}"
-            raise KernelUnsupportedError(msg, f"go on with --rung {self.rung}")
+            raise KernelUnsupportedError(msg, "leave out --rung; `nftrace check` says what holds")
         self.set_mode(Mode.COUNT)
         self.resume()
         if self._reads_rules:

@@ -103,7 +103,8 @@ def find_namespace(word: str) -> Netns:
     if word == "host":
         return _at("/proc/1/ns/net", word)
     named = _NAMED / word
-    if "/" not in word and named.exists():
+    # A file, which "" and ".." are not.
+    if "/" not in word and named.is_file():
         return _at(str(named), word)
     if word.isdecimal():
         return _at(f"/proc/{word}/ns/net", word)
