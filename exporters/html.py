@@ -60,12 +60,15 @@ margin:.5rem 0;white-space:pre-wrap}
 .mark b{position:absolute;top:-1.6rem;left:-.7rem;min-width:1.4rem;text-align:center;
 font-size:.8rem;line-height:1.4rem;border-radius:.7rem;background:var(--quiet);color:var(--back)}
 .mark.cause b{background:var(--cause)}.mark.fix b{background:var(--good)}
+p>b{display:inline-block;min-width:1.4rem;text-align:center;font-size:.8rem;line-height:1.4rem;
+border-radius:.7rem;background:currentColor}p>b>span{color:var(--back)}
 .ends{display:flex;justify-content:space-between;font-size:.8rem;color:var(--quiet)}
 ol.way{list-style:none;display:flex;flex-wrap:wrap;gap:.5rem;padding:0;margin:.5rem 0;
 align-items:flex-start}
 .way>li{flex:1 1 8rem;border:1px solid var(--line);border-radius:.4rem;padding:.5rem .75rem}
 .way>.died{flex:4 1 16rem;border:2px solid var(--bad)}.way .died>b{color:var(--bad)}
 .way .passed>b{color:var(--good)}.way .unreached{border-style:dashed;color:var(--quiet)}
+@media (max-width:40rem){.way>li,.way>.died{flex-basis:100%}}
 .way i{display:block;font-size:.8rem}
 ol.rules{margin:.25rem 0 0;padding-left:2rem}.rules .kills{color:var(--bad);font-weight:700}
 ul.flows{list-style:none;padding:0;margin:.5rem 0}
@@ -110,7 +113,7 @@ def _killer(killer: Killer, timeline: Timeline, clock: Clock) -> str:
         f"<p>{safe(_sentence(expected_words(killer)))}</p>" * killer.is_expected,
         f"<p>Began {safe(clock.time(killer.first_ns) + last)}.</p>",
         _cause(killer, clock),
-        f'<p class="{tone}">{safe(ended)}</p>',
+        f'<p class="{tone}">{_number(2) if killer.fix else ""}{safe(ended)}</p>',
         f"<h3>Drops over time, {max(killer.series):,} at most in {bucket_s:.3g} s</h3>",
         bars(
             killer.series,
@@ -142,7 +145,8 @@ def _cause(killer: Killer, clock: Clock) -> str:
     if cause is None:
         return "".join(parts) or "<p>No change came before it.</p>"
     word = "Because" if cause.brought else "Perhaps because"
-    parts.append(f'<p class="cause">{word} {safe(_candidate(cause, killer, clock))}.</p>')
+    said = safe(_candidate(cause, killer, clock))
+    parts.append(f'<p class="cause">{_number(1)}{word} {said}.</p>')
     text = None if killer.rule is None else killer.rule.text
     lines = [_diff_line(one) for one in diff_lines(cause.diff, killer.chain, text, _DIFF)]
     parts += [f"<pre>{chr(10).join(lines)}</pre>"] * bool(lines)
@@ -152,6 +156,11 @@ def _cause(killer: Killer, clock: Clock) -> str:
             f"<details><summary>Other changes</summary><ul>{''.join(others)}</ul></details>"
         )
     return "".join(parts)
+
+
+def _number(number: int) -> str:
+    """Return the number that a change has in the picture."""
+    return f"<b><span>{number}</span></b> "
 
 
 def _candidate(cause: Cause, killer: Killer, clock: Clock) -> str:
