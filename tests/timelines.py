@@ -39,11 +39,11 @@ def table(chains: Mapping[str, tuple[list[str], str | None, str | None]]) -> str
     return render_table(Table("legacy", "ip", "mangle", "iptables", made))
 
 
-_JUMP = "-A PREROUTING -d 172.17.21.105/32 -j C"
+JUMP = "-A PREROUTING -d 172.17.21.105/32 -j C"
 BEFORE = table({"PREROUTING": ([], "prerouting", "accept")})
 INSTALLED = table(
     {
-        "PREROUTING": ([_JUMP], "prerouting", "accept"),
+        "PREROUTING": ([JUMP], "prerouting", "accept"),
         CHAIN: (
             [
                 "-A C -m state --state RELATED,ESTABLISHED -j ACCEPT",
@@ -59,7 +59,7 @@ INSTALLED = table(
 )
 FIXED = table(
     {
-        "PREROUTING": ([_JUMP], "prerouting", "accept"),
+        "PREROUTING": ([JUMP], "prerouting", "accept"),
         CHAIN: (
             [
                 "-A C -m state --state RELATED,ESTABLISHED -j ACCEPT",

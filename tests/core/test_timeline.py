@@ -14,6 +14,7 @@ from tests.timelines import (
     CHAIN,
     FIXED,
     INSTALLED,
+    JUMP,
     S,
     Story,
     drops,
@@ -199,6 +200,45 @@ def test_drops_of_an_unnamed_rule_go_to_the_only_one_that_kills() -> None:
     (killer,) = told.killers
 
     assert (3, 1) == (killer.packets, killer.inferred)
+
+
+def test_of_several_rules_that_kill_the_one_that_just_came_is_inferred() -> None:
+    """Beside a rule that stood, the first drops behind a change are those of what it brought."""
+    other = "-A PREROUTING -s 10.9.9.9/32 -j DROP"
+    before = table({"PREROUTING": ([other], "prerouting", "accept")})
+    after = table(
+        {
+            "PREROUTING": ([other, JUMP], "prerouting", "accept"),
+            CHAIN: (["-A C -j DROP"], None, None),
+        }
+    )
+    told = build_timeline(
+        story(
+            [ruleset(1, "", before, "stands"), ruleset(10, before, after, pid=4711)],
+            [drops(11, 11, 3, rule=0, kind="table")],
+        )
+    )
+    (killer,) = told.killers
+
+    assert ("-A C -j DROP", 3) == (killer.rule and killer.rule.text, killer.inferred)
+    assert killer.cause is not None
+    assert (True, 4711) == (killer.cause.brought, killer.cause.change.pid)
+
+
+def test_of_several_that_killed_it_is_the_one_that_just_came() -> None:
+    """The rule that stood has killed as well: the unnamed drops still go to what was brought."""
+    other = "-A PREROUTING -s 10.9.9.9/32 -j DROP"
+    before = table({"PREROUTING": ([other], "prerouting", "accept")})
+    after = table({"PREROUTING": ([other, "-A PREROUTING -j DROP"], "prerouting", "accept")})
+    killed = [drops(at, at, n, rule=n, chain="PREROUTING") for at, n in ((5, 1), (12, 2))]
+    told = build_timeline(
+        story(
+            [ruleset(1, "", before, "stands"), ruleset(10, before, after)],
+            [*killed, drops(11, 11, 3, rule=0, kind="table")],
+        )
+    )
+
+    assert [(5, 3), (1, 0)] == [(one.packets, one.inferred) for one in told.killers]
 
 
 def test_drops_of_an_unknown_table_go_to_the_only_killer_there() -> None:

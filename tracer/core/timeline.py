@@ -143,7 +143,8 @@ def _infer(cases: dict[_Key, Case], versions: Versions) -> list[Case]:
     """
     Give drops of which only the table is known to the one rule of it that is known to kill.
 
-    That is the one that killed others of what was asked for, or the only one that could. Of
+    That is the one that killed others of what was asked for, or the only one that could, or
+    that came with the change just before. Of
     drops of which not even that is known, it is the only one that killed in the namespace.
     """
     told = list(cases.values())
@@ -152,15 +153,20 @@ def _infer(cases: dict[_Key, Case], versions: Versions) -> list[Case]:
         if case.place.kind != "table" and (is_placed or case.place.reason != _BY_NETFILTER):
             continue
         mates = [o for o in told if _is_mate(case.place, o.place)]
+        if len(mates) != 1 and is_placed:
+            _guess(case, versions)
+            mates = [o for o in mates if case.rule and _of_rule(o) == _of_rule(case)]
         if len(mates) == 1:
             mate = mates[0]
             mate.groups += case.groups
             mate.places |= case.places
             mate.inferred += sum(group.packets for group in case.groups)
             told.remove(case)
-        elif not mates and is_placed:
-            _guess(case, versions)
     return told
+
+
+def _of_rule(case: Case) -> tuple[str, str | None]:
+    return case.chain, None if case.rule is None else case.rule.text
 
 
 def _is_mate(place: Place, other: Place) -> bool:
@@ -181,12 +187,20 @@ def _guess(case: Case, versions: Versions) -> None:
     for index in [at, *late]:
         if not 0 <= index < len(known):
             continue
-        table = versions.table(known[index].name)
-        kills = [(c.name, r) for c in table.chains.values() for r in c.rules if r.verdict in _KILLS]
+        kills = _killing(versions.table(known[index].name))
+        if len(kills) > 1 and index:
+            # Unnamed are drops of a table that has just come: by what came with it.
+            before = _killing(versions.table(known[index - 1].name))
+            old = {(chain, rule.text) for chain, rule in before}
+            kills = [one for one in kills if (one[0], one[1].text) not in old]
         if len(kills) == 1:
             case.chain, case.rule = kills[0]
             case.inferred = sum(group.packets for group in case.groups)
             return
+
+
+def _killing(table: Table) -> list[tuple[str, Rule]]:
+    return [(o.name, r) for o in table.chains.values() for r in o.rules if r.verdict in _KILLS]
 
 
 def _tell(case: Case, evidence: Evidence, versions: Versions) -> Killer:
