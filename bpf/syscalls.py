@@ -141,8 +141,9 @@ def knows_program_type(kind: int, attach_type: int = 0) -> bool:
 
 def _load_error(refusal: OSError, log: str, kind: int) -> Exception:
     if refusal.errno == errno.EPERM:
+        which = " at functions' entry and exit" if kind == PROG_TYPE_TRACING else ""
         return KernelRefusedError(
-            "the kernel does not let this process load eBPF programs",
+            f"the kernel does not let this process load eBPF programs{which}",
             "run as root, or with CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN",
         )
     if refusal.errno == errno.ENOSYS:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 
@@ -61,6 +62,15 @@ def test_what_is_known_of_a_rule_is_said_and_no_more() -> None:
 
 def _fields(count: DropCount, **changes: object) -> dict[str, object]:
     return {name: getattr(count, name) for name in DropCount.__slots__} | changes
+
+
+def test_rules_that_cannot_be_read_are_said_to_be_so() -> None:
+    """Where nothing leads into the namespace, that is why no rule is named."""
+    row = DropRow(DropCount(**_fields(_LEGACY, kind="table")), "net:[7]", 1.0, RuleName(), None)
+    unread = dataclasses.replace(row, rule=RuleName(unread=True))
+
+    assert "its rules cannot be read" in _shown(unread)
+    assert "its rules cannot be read" not in _shown(row)
 
 
 def test_estimates_are_marked() -> None:

@@ -303,7 +303,7 @@ def test_rungs_are_proved_on_a_busy_machine(ruled: str) -> None:
 def test_a_forced_rung_that_does_not_hold_is_refused(ruled: str) -> None:
     """Forcing what the time does not suffice for is an error with its reason and remedy."""
     source = DropSource([find_namespace(ruled)], Rung.RULE, 0.001)
-    with pytest.raises(KernelUnsupportedError, match=r"took longer.*--rung reason"):
+    with pytest.raises(KernelUnsupportedError, match=r"took longer.*leave out --rung"):
         source.open()
 
 

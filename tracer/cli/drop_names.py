@@ -28,13 +28,15 @@ class RuleName:
     """
     A rule's place and text where it is known, else its *candidates*, rendered.
 
-    *chain* and *number* are those of the rule, for nft by its handle.
+    *chain* and *number* are those of the rule, for nft by its handle. *unread*: the rules
+    of its namespace cannot be read.
     """
 
     chain: str | None = None
     number: int | None = None
     text: str | None = None
     candidates: tuple[str, ...] = ()
+    unread: bool = False
 
 
 class RuleNames:
@@ -56,12 +58,14 @@ class RuleNames:
 
     def find(self, namespace: Netns | None, count: DropCount) -> RuleName:
         """Return what is known of *count*'s rule; an empty name where nothing is."""
-        if namespace is None or count.table is None:
+        if count.table is None:
             return RuleName(count.chain, count.rule)
-        if namespace.inode not in self._now:
+        if namespace is not None and namespace.inode not in self._now:
             self._now[namespace.inode] = self._look(namespace)
-        rules = self._now[namespace.inode]
-        return RuleName(count.chain, count.rule) if rules is None else rules.find(count)
+        rules = None if namespace is None else self._now[namespace.inode]
+        if rules is None:
+            return RuleName(count.chain, count.rule, unread=True)
+        return rules.find(count)
 
     def _look(self, namespace: Netns) -> _Rules | None:
         former = self._former.get(namespace.inode)

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 __all__ = ["DropWords", "words_of"]
 
 
+_UNREAD = "its rules cannot be read: no name or process leads into that namespace from here"
+
+
 class DropWords(NamedTuple):
     """
     *what* happened, *look_at* next (may be empty), *rule* and its *text*, *candidates*.
@@ -66,4 +69,5 @@ def _of_table(count: DropCount, rule: RuleName) -> DropWords:
         return DropWords("a rule", "", f"rule {rule.number}", text, doubt)
     if count.handle is not None:
         return DropWords("a rule whose text is not to be had now", "", f"handle {count.handle}")
-    return DropWords("one of the table's rules", "", candidates=candidates)
+    look_at = _UNREAD if rule.unread else ""
+    return DropWords("one of the table's rules", look_at, candidates=candidates)
