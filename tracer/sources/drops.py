@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import time
 from dataclasses import replace
-from pathlib import Path
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -29,27 +29,24 @@ from bpf.layout import (
     Mode,
     Stat,
 )
-from bpf.loader import Loaded, ObjectSpec, ProgramSpec, load
 from bpf.maps import MapFile, possible_cpus
 from bpf.ring import RingReader
-from bpf.syscalls import PROG_TYPE_RAW_TRACEPOINT, program_misses
+from bpf.syscalls import program_misses
 from tracer.core.distinct import find_distinct
 from tracer.core.drop_flows import fill_matches
 from tracer.core.drop_ledger import DropLedger
 from tracer.core.drop_sampling import spread
 from tracer.core.drops import DropCount, Rung, merge_counts, name_counts
 from tracer.errors import KernelRefusedError, KernelUnsupportedError, UsageError
-from tracer.sources import bpf_hooks
-from tracer.sources.bpf_armed import TABLES_MAX, ArmedTables
-from tracer.sources.bpf_calibrate import STACK_RING_BYTES, call_modules
-from tracer.sources.bpf_deadline import Deadline
+from tracer.sources.bpf_armed import ArmedTables
 from tracer.sources.bpf_kinds import KINDS_MAX, Kinds, KindTable
-from tracer.sources.bpf_ladder import FUNCTIONS, MARKS_MAX, PROGRAMS, TYPES, Ladder
+from tracer.sources.bpf_ladder import Ladder
 from tracer.sources.bpf_peek import Peek
-from tracer.sources.bpf_places import PLACES_MAX, Places
+from tracer.sources.bpf_places import Places
 from tracer.sources.bpf_retry import LATER, Retry
-from tracer.sources.bpf_rules import OFFSETS, find_tables
+from tracer.sources.bpf_rules import find_tables
 from tracer.sources.bpf_rungs import COSTS
+from tracer.sources.drop_programs import NETNS_MAX, RING_BYTES, load_programs
 from tracer.sources.netns import Netns, entered
 
 if TYPE_CHECKING:
@@ -57,72 +54,22 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
+    from bpf.loader import Loaded
     from tracer.core.filters import Filter
     from tracer.sources.bpf_kinds import Retired
 
 __all__ = ["CALIBRATE_S", "DropLosses", "DropSource", "Mode", "Standing"]
 
-_PAGE = 4096
-#: 16 MB: 116,000 records.
-_RING_PAGES = 4096
 #: Drops by legacy tables a second and CPU of which every one's rule is looked for.
 RULE_RATE = 100_000
 #: … and beyond it one in so many.
 _RULE_SAMPLE = 50
-#: Namespaces whose drops alone are recorded.
-NETNS_MAX = 1024
 #: Where so much of a table of the kernel's is taken, what was idle since the last look
 #: makes room.
 _CROWDED = 3 / 4
 #: Seconds of a processor for known drops: a tenth is needed, and up to four where the machine
 #: is emulated.
 CALIBRATE_S = 10.0
-#: The kernel reads modules from a disk.
-_MODULES_S = 60.0
-_SPEC = ObjectSpec(
-    source="drops.bpf.c+calibrate.bpf.c+probes.bpf.c+links.bpf.c",
-    programs=(
-        *(
-            ProgramSpec(name, PROG_TYPE_RAW_TRACEPOINT)
-            for name in (
-                *("on_kfree_skb_locate", "on_kfree_skb_count"),
-                *("on_kfree_skb_sample", "on_peek"),
-            )
-        ),
-        *PROGRAMS,
-    ),
-    maps=(
-        *("config", "stats", "numbers", "kinds", "counts", "free_numbers", "places"),
-        *("records", "recorded_netns", "recorded_flows", "tables", "rules", "seen_rules"),
-        *("scratches", "stacks", "peeked", "sampled_mark", "marks"),
-    ),
-    types=(
-        *("sk_buff", "net", "net_device", "sock", "dst_entry", "nf_hook_state"),
-        *("xt_table", "nft_chain", "nft_table", *TYPES),
-    ),
-    enums=("skb_drop_reason",),
-    offsets=(
-        "sk_buff._nfct",
-        "nft_table.family",
-        "nft_pktinfo.state",
-        *OFFSETS,
-        *bpf_hooks.OFFSETS,
-    ),
-    functions=FUNCTIONS,
-    defines={
-        "NT_COUNTS_MAX": KINDS_MAX,
-        "NT_PLACES_MAX": PLACES_MAX,
-        "NT_NETNS_MAX": NETNS_MAX,
-        "NT_RING_PAGES": _RING_PAGES,
-        "NT_TABLES_MAX": TABLES_MAX,
-        "NT_MARKS_MAX": MARKS_MAX,
-        "NT_STACK_PAGES": STACK_RING_BYTES // _PAGE,
-    },
-)
-
-
-def _modules() -> frozenset[str]:
-    return frozenset(path.name for path in Path("/sys/module").iterdir())
 
 
 def _rows(ended: Iterable[Retired[DropCount | None]]) -> list[DropCount]:
@@ -225,10 +172,10 @@ class DropSource:
             raise
 
     def _open(self) -> None:
-        self._loaded = loaded = self._load()
+        self._loaded = loaded = load_programs(calls_modules=self._wanted is not Rung.REASON)
         names = loaded.enums.get("skb_drop_reason") or {"NOT_SPECIFIED": 0}
         self.reasons = {n: name.removeprefix("SKB_DROP_REASON_") for name, n in names.items()}
-        self._ring = RingReader(loaded.maps["records"], _RING_PAGES * _PAGE, DROP_RECORD)
+        self._ring = RingReader(loaded.maps["records"], RING_BYTES, DROP_RECORD)
         self._peek = Peek(loaded)
         self._kinds = KindTable(loaded.maps)
         self._kinds.fill()
@@ -278,17 +225,6 @@ class DropSource:
         if self.ladder is not None:
             self.ladder.detach()
 
-    def _load(self) -> Loaded:
-        """Load the programs, once more where their types came with modules that we called."""
-        loaded = load(_SPEC)
-        if loaded.missing and self._wanted is not Rung.REASON:
-            before = _modules()
-            call_modules(Deadline(_MODULES_S, 1.0))
-            if _modules() != before:
-                loaded.close()
-                loaded = load(_SPEC)
-        return loaded
-
     def _climb(self, loaded: Loaded, peek: Peek) -> None:
         ladder = self.ladder = Ladder(loaded, peek, self._namespaces)
         ladder.climb(self._wanted, self._calibrate_s)
@@ -296,7 +232,8 @@ class DropSource:
         if ladder.rung is not Rung.REASON and self._wanted is not Rung.HOOK:
             self._read_rules(loaded, peek)
         if ladder.is_late and self._wanted is None:
-            self.retry = Retry(self._load, self._calibrate_s)
+            again = partial(load_programs, calls_modules=True)
+            self.retry = Retry(again, self._calibrate_s)
             self.notes.append(LATER)
 
     def _read_rules(self, loaded: Loaded, peek: Peek) -> None:
