@@ -42,8 +42,8 @@ BPF_PERCPU_ARRAY(scratches, struct nt_scratch, 1);
 enum nt_from { NT_FROM_HEADER, NT_FROM_DATA };
 
 /* Read the headers of *skb*; 0 if nobody follows it. */
-static inline int nt_is_followed(struct nt_scratch *t,
-				 const struct sk_buff *skb, enum nt_from where)
+NT_INLINE int nt_is_followed(struct nt_scratch *t, const struct sk_buff *skb,
+			     enum nt_from where)
 {
 	const unsigned char *from;
 	struct nt_matches *armed;
@@ -83,9 +83,9 @@ static inline int nt_is_followed(struct nt_scratch *t,
 	return t->found != 0;
 }
 
-static inline void nt_tell(struct nt_scratch *t, const struct sk_buff *skb,
-			   const struct net_device *dev, u32 kind, u32 reason,
-			   u64 location)
+NT_INLINE void nt_tell(struct nt_scratch *t, const struct sk_buff *skb,
+		       const struct net_device *dev, u32 kind, u32 reason,
+		       u64 location)
 {
 	struct nt_event *event;
 	struct nt_stats *st;
