@@ -127,15 +127,15 @@ def _new_dropping_rule(pace: Pace) -> Alert:
 def _far_above_its_past(pace: Pace) -> Alert:
     chosen = f"{_RULE}{{{_UNEXPECTED}, {DROPPING}}}"
     now = as_sum(_RULE, f"rate({chosen}[{pace.window}])")
-    past = as_sum(_RULE, "\nor\n".join(_mean(chosen, span, pace) for span in (1, 4, 24)))
+    past = as_sum(_RULE, "\nor\n".join(_mean(chosen, share, pace) for share in (1, 24)))
     return Alert(
         "NftraceDropRateFarAbovePast",
         with_text(f"(\n{now} > 10 * {past}\n) > 1"),
         pace.wait,
         "warning",
         f"{{instance}}, netns {{netns}}: far more dropped than usual by {_AT_RULE} ({{value}}/s)",
-        "That is more than ten times what this rule dropped over the day before, or over as"
-        " much of it as is known.",
+        "That is more than ten times what this rule dropped over the day before, or over the"
+        " hour before where a day is not known.",
     )
 
 
@@ -143,7 +143,7 @@ def _mean(chosen: str, share: int, pace: Pace) -> str:
     """
     Return the rate over one *share*th of the past, where that long is known.
 
-    By two values instead of `rate()`, which would read every sample of a day: values fall
+    By two values instead of `rate()`, which would read every sample of a day. Values fall
     only where counters began anew, and that is no past to be compared with.
     """
     span_s = _seconds(pace.past) // share
