@@ -153,6 +153,8 @@ def test_a_packet_without_ttl_is_no_malformed_one(expired: bool) -> None:  # noq
     ("function", "what"),
     [
         ("ipv4_conntrack_in", "connection tracking: its table is full"),
+        ("nf_confirm", "connection tracking: another connection"),
+        ("ipv4_confirm", "connection tracking: another connection"),
         ("nf_nat_ipv4_pre_routing", "NAT"),
         ("selinux_ip_forward", "SELinux"),
         ("my_module_hook", "a netfilter hook that is no table's: my_module_hook()"),

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from rich.console import Console
 
+from bpf.btf import Btf
 from bpf.layout import Mode
 from tests.kernel import nets
 from tracer.cli.drop_watch import Choice, DropWatch
@@ -168,6 +169,9 @@ def test_what_came_as_far_as_a_socket_has_its_namespace(
     source: DropSource, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A segment that came before is dropped when the packet has left its device behind."""
+    arguments = Btf().tracepoint_arguments("kfree_skb")
+    if arguments < 4:
+        pytest.skip(f"kfree_skb tells no socket: it has {arguments} arguments by BTF")
     with nets.in_netns("b"):
         server = socket.create_server((_TO_B, 7010))
     with nets.in_netns("a"), _wire() as wire:

@@ -178,6 +178,10 @@ _CONNTRACK = (
     "connection tracking: its table is full, or it can make nothing of the packet",
     "sysctl net.netfilter.nf_conntrack_count net.netfilter.nf_conntrack_max; conntrack -S",
 )
+_CLASH = (
+    "connection tracking: another connection has these addresses and ports",
+    "conntrack -S (insert_failed): NAT out of ports? two DNS queries at once?",
+)
 #: By how a hook function's name begins. Source: nf_hook_ops of net/ and security/.
 _HOOKS = tuple(
     (begin, Explanation(what, look_at))
@@ -187,11 +191,10 @@ _HOOKS = tuple(
         ("ipv4_conntrack", *_CONNTRACK),
         ("ipv6_conntrack", *_CONNTRACK),
         ("nf_ct_bridge", *_CONNTRACK),
-        (
-            "nf_confirm",
-            "connection tracking: another connection has these addresses and ports",
-            "conntrack -S (insert_failed): NAT out of ports? two DNS queries at once?",
-        ),
+        # The same for both families since Linux 6.3.
+        ("nf_confirm", *_CLASH),
+        ("ipv4_confirm", *_CLASH),
+        ("ipv6_confirm", *_CLASH),
         ("nf_nat", "NAT: no free port or address", "conntrack -S; a wider range in the rule"),
         ("selinux_", "SELinux", "ausearch -m avc"),
         ("smack_", "Smack", "dmesg"),
