@@ -68,7 +68,7 @@ def read_text(log: Path, name: str) -> str | None:
     except FileNotFoundError:
         return None
     except (OSError, EOFError, zlib.error) as exc:
-        raise ValueError(f"{path.name}: {exc}") from exc
+        raise ValueError(f"it cannot be unpacked: {exc}") from exc
     if hashlib.sha256(content).hexdigest() != name:
-        raise ValueError(f"{path.name} is not the text that was stored")
+        raise ValueError("not the text that was stored")
     return content.decode(errors="surrogateescape")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -109,6 +110,19 @@ def test_what_is_not_there_is_said(log: Path, tmp_path: Path) -> None:
     for done in (missing, both, page, chain):
         (line,) = done.stderr.splitlines()
         assert line.startswith("nftrace: ")
+
+
+def test_a_foreign_files_name_does_nothing_to_the_terminal(log: Path, tmp_path: Path) -> None:
+    """Names are of whoever made the file: each is one line, and of many the first ten."""
+    for number in range(13):
+        (tmp_path / f"x\n\x1b[31m{number}").touch()
+    for path in log.glob("*.parquet"):
+        shutil.copy(path, tmp_path)
+    lines = _run("timeline", "--log", str(tmp_path)).stderr.splitlines()
+
+    assert 11 == len(lines)
+    assert all(line.startswith("nftrace: ") and line.isprintable() for line in lines)
+    assert "nftrace: … and 3 more such files" == lines[-1]
 
 
 def test_an_empty_log_is_said(tmp_path: Path) -> None:

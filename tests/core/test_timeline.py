@@ -26,10 +26,12 @@ from tests.timelines import (
 from tracer.core.timeline import build_timeline
 from tracer.core.timeline_blame import find_blame
 from tracer.core.timeline_events import State, doer
+from tracer.core.timeline_rules import NO_TABLE
 from tracer.core.timeline_words import change_words
 
 if TYPE_CHECKING:
     from tracer.core.log_rows import Change
+    from tracer.core.ruleset import Table
 
 
 def test_the_change_that_brought_the_rule_is_the_cause() -> None:
@@ -239,6 +241,20 @@ def test_of_several_that_killed_it_is_the_one_that_just_came() -> None:
     )
 
     assert [(5, 3), (1, 0)] == [(one.packets, one.inferred) for one in told.killers]
+
+
+def test_a_rule_that_the_log_does_not_have_is_not_said_to_have_stood() -> None:
+    """Without the changes, or with texts that cannot be read, nothing is claimed of the rule."""
+    nothing = build_timeline(story([], [drops(10, 20, 7)]))
+    unread = replace(story([ruleset(1, "", "x", "stands")], [drops(10, 20, 7)]), read=_no_table)
+    known = build_timeline(story([ruleset(1, "", INSTALLED, "stands")], [drops(10, 20, 7)]))
+
+    told = (nothing, build_timeline(unread), known)
+    assert [False, False, True] == [one.killers[0].stood for one in told]
+
+
+def _no_table(_: str) -> Table:
+    return NO_TABLE
 
 
 def test_drops_of_an_unknown_table_go_to_the_only_killer_there() -> None:

@@ -90,7 +90,13 @@ def read_selection(words: Mapping[str, Any]) -> Selection:
 def tell_problems(reader: LogReader) -> None:
     """Say on standard error what of the log could not be told; a torn end is no news."""
     told = [one for one in reader.problems if one.kind != "torn"]
+    if not told:
+        return
+    from tracer.cli.render_safe import escape  # noqa: PLC0415 - rich is slow
+
     for problem in told[:_PROBLEMS]:
-        click.echo(f"nftrace: {problem.name}: {problem.kind}: {problem.what}", err=True)
+        # A name is whatever somebody could give a file.
+        said = escape(f"{problem.name}: {problem.kind}: {problem.what}")
+        click.echo(f"nftrace: {said}", err=True)
     if len(told) > _PROBLEMS:
         click.echo(f"nftrace: … and {len(told) - _PROBLEMS:,} more such files", err=True)

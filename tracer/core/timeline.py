@@ -235,11 +235,17 @@ def _tell(case: Case, evidence: Evidence, versions: Versions) -> Killer:
         inferred=case.inferred,
         cause=causes[0] if causes else None,
         others=tuple(causes[1:]),
-        stood=case.place.kind in {"rule", "policy", "table"} and not any(o.brought for o in causes),
+        stood=_is_known(case, versions) and not any(one.brought for one in causes),
         state=_state(evidence.seen_until_ns - last_ns, pause_ns, is_fixed=fix is not None),
         fix=fix,
         expected=sum(group.expected for group in groups),
     )
+
+
+def _is_known(case: Case, versions: Versions) -> bool:
+    """Tell whether the log has the rule or the policy that killed."""
+    is_policy = case.place.kind == "policy"
+    return case.rule is not None or (is_policy and bool(versions.of(_table_of(case.place))))
 
 
 def _table_then(case: Case, first_ns: int, versions: Versions) -> Table | None:
