@@ -68,12 +68,12 @@ def test_rules_are_named_within_the_sandbox(machine: Machine) -> None:
     machine.run("ip", "netns", "add", "late")
     nets.wait_until(lambda: 'netns="late"' in machine.metrics(), 20, "the later namespace")
     machine.run("ip", "netns", "delete", "late")
-    before = [machine.packets_of(f"dport {port}") for port in (7002, 7003)]
+    before = machine.packets_of("dport 7002", "dport 7003")
     machine.send(7002, 7)
     machine.send(7003, 11)
 
     def rise() -> list[float]:
-        now = [machine.packets_of(f"dport {port}") for port in (7002, 7003)]
+        now = machine.packets_of("dport 7002", "dport 7003")
         return [after - one for after, one in zip(now, before, strict=True)]
 
     nets.wait_until(lambda: rise() == [7, 11], 20, "seven and eleven packets")
@@ -104,16 +104,17 @@ def test_a_member_follows_by_the_unit(machine: Machine) -> None:
 def test_a_rule_is_asked_for_and_nothing_is_left(machine: Machine) -> None:
     """Where eBPF gives no rule a packet is traced; stopped, all is as it was, in time."""
     log_before = machine.run(*_NF_LOG).stdout
-    pid = machine.start('[watch]\nrung = "reason"\n')
+    before = machine.now()
+    machine.start('[watch]\nrung = "reason"\n')
+    named = r"text='-A PREROUTING -p udp -m udp --dport 7003 -j DROP'"
+    with machine.waiting(named, before) as waiting:
 
-    def is_named() -> bool:
-        machine.send(7003, 1)
-        return any(
-            one["MESSAGE"].startswith("event='rule_named'") and "--dport 7003" in one["MESSAGE"]
-            for one in machine.journal(pid)
-        )
+        def is_named() -> bool:
+            machine.send(7003, 1)
+            return waiting.poll() is not None
 
-    nets.wait_until(is_named, 30, "the rule's name")
+        nets.wait_until(is_named, 60, "the rule's name")
+        assert "event='rule_named'" in waiting.communicate()[0]
     machine.run("systemctl", "stop", "nftrace")
     tables = machine.run("ip", "netns", "exec", "b", "nft", "list", "tables", "inet").stdout
     left = machine.run("find", "/run/nftrace", "-type", "s", "-o", "-path", "*/nf_log/*").stdout
@@ -131,34 +132,29 @@ def test_a_hanging_daemon_is_started_anew(machine: Machine) -> None:
     machine.run("systemctl", "daemon-reload")
     try:
         pid = machine.start()
+        before = machine.now()
         machine.run("kill", "-STOP", str(pid))
-        nets.wait_until(
-            lambda: machine.show("NRestarts") == "1" and machine.show("ActiveState") == "active",
-            60,
-            "another daemon",
-        )
-        said = machine.run("journalctl", "--unit=nftrace", "--output=cat").stdout
+        machine.wait("Watchdog timeout (limit 3s)!", before)
+        machine.wait("Started nftrace.service", before)
     finally:
         machine.run("rm", "-r", settings)
         machine.run("systemctl", "daemon-reload")
 
-    assert "Watchdog timeout (limit 3s)!" in said
+    assert "1" == machine.show("NRestarts")
     assert str(pid) != machine.show("MainPID")
 
 
 def test_a_reload_is_taken_or_refused(machine: Machine) -> None:
     """`systemctl reload` fails where the configuration is wrong, and the daemon goes on."""
     pid = machine.start()
+    before = machine.now()
     machine.write("/etc/nftrace/nftrace.toml", "[trace]\nflows = 17\n")
     machine.run("systemctl", "reload", "nftrace")
-    nets.wait_until(
-        lambda: any("configuration_read" in one["MESSAGE"] for one in machine.journal(pid)),
-        20,
-        "the new configuration",
-    )
+    machine.wait("event='configuration_read'", before)
     machine.write("/etc/nftrace/nftrace.toml", "[trace]\nflow = 17\n")
     refused = machine.run("systemctl", "reload", "nftrace", check=False)
     machine.run("systemctl", "kill", "--kill-who=main", "--signal=HUP", "nftrace")
+    machine.wait("event='configuration_refused'", before)
     nets.wait_until(lambda: machine.show("StatusText"), 20, "what the daemon itself says")
 
     assert 0 != refused.returncode

@@ -75,6 +75,24 @@ class Machine:
         out = self.run("journalctl", "-o", "json", "--unit=nftrace", f"_PID={pid}").stdout
         return [json.loads(line) for line in out.splitlines()]
 
+    def now(self) -> str:
+        """Return where the journal stands, for `waiting`."""
+        return self.run("journalctl", "--lines=0", "--show-cursor").stdout.split()[-1]
+
+    def waiting(
+        self, text: str, after: str
+    ) -> contextlib.AbstractContextManager[subprocess.Popen[str]]:
+        """Start what ends when the unit's journal has *text* *after* `now`; asking costs more."""
+        script = (
+            'exec grep -m1 -F -e "$1" < <(journalctl -fu nftrace -o cat --after-cursor="$2" 2>&1)'
+        )
+        return self.spawn("bash", "-c", script, "bash", text, after)
+
+    def wait(self, text: str, after: str) -> None:
+        """Wait for that."""
+        with self.waiting(text, after) as process:
+            assert 0 == process.wait(_START_S)
+
     def status_of(self, pid: int) -> dict[str, str]:
         """Return /proc/PID/status, by name."""
         lines = self.run("cat", f"/proc/{pid}/status").stdout.splitlines()
@@ -94,13 +112,17 @@ class Machine:
         fetch = "import urllib.request as r; print(r.urlopen('http://127.0.0.1:10831/metrics')"
         return self.run("/usr/bin/python3", "-c", f"{fetch}.read().decode())").stdout
 
-    def packets_of(self, text: str) -> float:
-        """Return what the metrics say of the rules in b that have *text* in their own."""
+    def packets_of(self, *texts: str) -> list[float]:
+        """Return what the metrics say of the rules in b with each of *texts* in their own."""
         told = [one for one in self.metrics().splitlines() if 'netns="b"' in one]
-        infos = [one for one in told if one.startswith("nftrace_rule_info{") and text in one]
-        rules = [re.findall(r'rule_id="\w+"', one)[0] for one in infos]
         counts = [one for one in told if one.startswith("nftrace_rule_packets_total{")]
-        return sum(float(one.rsplit(" ", 1)[1]) for one in counts for rule in rules if rule in one)
+        sums = []
+        for text in texts:
+            infos = [one for one in told if one.startswith("nftrace_rule_info{") and text in one]
+            rules = [re.findall(r'rule_id="\w+"', one)[0] for one in infos]
+            found = [one for one in counts if any(rule in one for rule in rules)]
+            sums.append(sum(float(one.rsplit(" ", 1)[1]) for one in found))
+        return sums
 
     def lay_cable(self) -> None:
         """Make a and b, 10.1.0.1 and 10.1.0.2, with a cable between them."""
@@ -127,27 +149,29 @@ def booted(folder: Path) -> Iterator[Machine]:
             pytest.skip(f"no {kind} in /proc/filesystems")
     command = ("bash", str(_BOOT), str(folder), str(nets.ROOT), sys.prefix)
     log = folder / "boot.log"
-    with (
-        log.open("w", encoding="utf-8") as out,
-        nets.spawn(str(os.getpid()), *command, stdout=out, stderr=out) as process,
-    ):
+    try:
+        with (
+            log.open("w", encoding="utf-8") as out,
+            nets.spawn(str(os.getpid()), *command, stdout=out, stderr=out) as process,
+        ):
+            machine = Machine(nets.wait_until(lambda: _find_systemd(process, log), 120, "systemd"))
+            is_up = ("systemctl", "is-active", "tests.target")
+            nets.wait_until(
+                lambda: machine.run(*is_up, check=False).returncode == 0, 60, "its target"
+            )
+            machine.run("groupadd", "--system", "nftrace")
+            machine.run("useradd", "--no-create-home", "--groups=nftrace", "member")
+            yield machine
+    finally:
+        nets.wait_until(lambda: _is_removed(folder), 20, "the end of the machine's processes")
 
-        def find_systemd() -> int:
-            assert process.poll() is None, log.read_text(encoding="utf-8")
-            listed = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-            children = listed.read_text(encoding="ascii").split()
-            names = [Path(f"/proc/{one}/comm").read_text(encoding="ascii") for one in children]
-            return int(children[0]) if names == ["systemd\n"] else 0
 
-        machine = Machine(nets.wait_until(find_systemd, 60, "systemd"))
-        is_up = ("systemctl", "is-active", "tests.target")
-        nets.wait_until(
-            lambda: machine.run(*is_up, check=False).returncode == 0, 60, "the machine's target"
-        )
-        machine.run("groupadd", "--system", "nftrace")
-        machine.run("useradd", "--no-create-home", "--groups=nftrace", "member")
-        yield machine
-    nets.wait_until(lambda: _is_removed(folder), 20, "the end of the machine's processes")
+def _find_systemd(process: subprocess.Popen[str], log: Path) -> int:
+    assert process.poll() is None, log.read_text(encoding="utf-8")
+    listed = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    children = listed.read_text(encoding="ascii").split()
+    names = [Path(f"/proc/{one}/comm").read_text(encoding="ascii") for one in children]
+    return int(children[0]) if names == ["systemd\n"] else 0
 
 
 def _is_removed(folder: Path) -> bool:
