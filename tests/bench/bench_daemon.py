@@ -5,7 +5,8 @@ Five namespaces with 2,000 rules each, all of which drop, of one engine at a tim
 round scrapes once and runs the engine's tool once in each namespace, so that the machine's
 other work falls on both alike; medians of the rounds are told, and their ratio. The first
 scrape, which reads the texts, is told apart, and so is one with every namespace's rules
-loaded anew. What the daemon itself costs follows, see `daemon_watch`.
+loaded anew. What the daemon itself costs follows, see `daemon_watch`. `./dev bench daemon
+soak [SECONDS]` runs `daemon_soak` alone.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import time
 from typing import TYPE_CHECKING
 
 from exporters.prometheus import Exporter
-from tests.bench import daemon_watch, load
+from tests.bench import daemon_soak, daemon_watch, load
 from tests.kernel import nets
 from tracer.core.health import Health
 from tracer.sources.netns import find_namespace
@@ -62,6 +63,9 @@ class _Host:
 def main() -> None:
     """Run all and print one JSON object for each engine, and for each measure of the watch."""
     nets.enter_private_namespaces()
+    if sys.argv[1:2] == ["soak"]:
+        daemon_soak.run(*map(float, sys.argv[2:3]))
+        return
     load.take_precedence()
     for engine in load.ENGINES:
         for name in _NAMESPACES:

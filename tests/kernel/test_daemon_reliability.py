@@ -110,12 +110,12 @@ def _kill_five(folder: Path, chance: random.Random) -> None:
 
 @pytest.mark.usefixtures("cable")
 def test_rules_replaced_all_the_time_are_no_obstacle(tmp_path: Path) -> None:
-    """101 rulesets under load: it still watches, and every drop is counted."""
+    """1,009 rulesets under load: it still watches, and every drop is counted."""
     with daemon(tmp_path, "b") as watch, _load("a", _TO_B):
-        for number in range(101):
+        for number in range(1009):
             rules = "-A FIREWALL -p udp -m udp --dport 1 -j DROP\n" * (number % 3)
             nets.load_rules("b", "legacy", _LEGACY.format(rules))
-            if number % 20 == 0:
+            if number % 100 == 0:
                 watch.scrape()
         place = {"netns": "b", "table": "mangle"}
         told = watch.sum_of("nftrace_drops_total", **place)
@@ -124,6 +124,24 @@ def test_rules_replaced_all_the_time_are_no_obstacle(tmp_path: Path) -> None:
         assert told > 101
         assert told + 7 <= watch.sum_of("nftrace_drops_total", **place)
         assert 0 == watch.sum_of("nftrace_events_lost_total", source="drops")
+
+
+def test_two_hundred_namespaces_come_and_go(tmp_path: Path, private_machine: nets.Outside) -> None:
+    """All are watched when they are there, and nothing is held of them when they are gone."""
+    del private_machine
+    names = [f"many{number}" for number in range(199)]
+    with daemon(tmp_path, *names) as watch:
+        opened = Path(f"/proc/{watch.process.pid}/fd")
+        before = len(list(opened.iterdir()))
+        for name in names:
+            nets.add_netns(name)
+        watch.until("namespace_added", number=199, timeout_s=60)
+        assert 199 == watch.sum_of("nftrace_source_up", source="rule_counters")
+        for name in names:
+            nets.delete_netns(name)
+        watch.until("namespace_removed", number=199, timeout_s=60)
+        assert 0 == watch.sum_of("nftrace_namespaces")
+        nets.wait_until(lambda: len(list(opened.iterdir())) <= before, 60, "what was open")
 
 
 @pytest.mark.usefixtures("cable")

@@ -42,7 +42,8 @@ PACE = Pace(window="15s", fresh="15s", quiet="30s", past="30s", wait="0s")
 SYNS, AT_NEW_RULE, AT_POLICY, WITHOUT_ROUTE = 3, 43, 5, 17
 WATCHED = ("vr1", "vr2", "inet")
 _PACKETS = 'nftrace_rule_packets_total{source="counter", verdict=~"drop|reject"}'
-_WITHIN_S = 60.0
+#: On a machine that is busy with other things, too.
+_WITHIN_S = 150.0
 #: Where the daemon keeps its log by default, on a disk of the test's own.
 _LOG = Path("/var/lib/nftrace")
 #: More than there is room for: 116,000 records, 2,000 tables.
