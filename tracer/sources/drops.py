@@ -238,7 +238,10 @@ class DropSource:
 
     def _read_rules(self, loaded: Loaded, peek: Peek) -> None:
         armed = ArmedTables(loaded.maps, peek)
-        if not armed.base or not self._legacy():
+        if not armed.base:
+            self.why[Rung.RULE] = "where this kernel has its rules' counters is not known"
+            return
+        if not self._legacy():
             self.why[Rung.RULE] = "no legacy table could be made to calibrate with"
             return
         self._armed = armed
