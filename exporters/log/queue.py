@@ -16,11 +16,14 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from tracer.core.log_rows import pick
+from tracer.core.log_schema import TABLES
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from tracer.core.log_rows import Columns
 
-__all__ = ["Item", "LeftOut", "Queue"]
+__all__ = ["Item", "LeftOut", "Queue", "are_alike", "in_order"]
 
 #: Journeys, changes and losses that wait, some 5 KB each.
 _OTHER_ROWS: Final = 8192
@@ -160,3 +163,22 @@ class Queue:
         )
         known.count += count
         known.until_ns = now_ns
+
+
+def in_order(items: list[Item]) -> Iterator[tuple[str, list[Item]]]:
+    """Yield items by table; between steps of the clock what is few goes first."""
+    groups: dict[str, list[Item]] = {}
+    for item in [*items, None]:
+        if item is None or item.is_step:
+            # A flood of drops must not keep the others waiting.
+            yield from ((name, groups[name]) for name in reversed(TABLES) if name in groups)
+            groups = {}
+        if item is not None and item.is_step:
+            yield item.table, [item]
+        elif item is not None:
+            groups.setdefault(item.table, []).append(item)
+
+
+def are_alike(one: Item, other: Item) -> bool:
+    """Tell whether two items can be written as one."""
+    return one.columns.keys() == other.columns.keys()

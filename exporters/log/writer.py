@@ -11,8 +11,6 @@ was left out is a row in `losses`.
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import os
 import threading
 import time
@@ -22,16 +20,15 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from exporters.log.clock import STEP_NS, StepWatch, SystemClock
 from exporters.log.disk import LogDisk
 from exporters.log.journeys import journey_columns
-from exporters.log.options import DIRECTORY_MODE, LogOptions, give_to_group
-from exporters.log.queue import Item, Queue
+from exporters.log.lock import lock_folder, note_end, take_end
+from exporters.log.options import LogOptions
+from exporters.log.queue import Item, Queue, are_alike, in_order
 from exporters.log.rulesets import content_name
 from tracer.core.log_rows import Change, Loss, join
-from tracer.core.log_schema import TABLES
 from tracer.core.timeline_events import UNSEEN
-from tracer.errors import OutputError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
     from typing import Self
 
@@ -52,8 +49,6 @@ _TURN_S = 0.2
 #: Rows of one batch: larger ones take longer between two looks at the queue.
 _BATCH_ROWS = 1 << 17
 _RETIRE_S = 60.0
-_LOCK_TRIES = 100
-_LOCK_WAIT_S = 0.01
 #: Tables remembered to be said again, 0.6 KB each: sixteen in each of 1024 namespaces.
 _IN_FORCE = 16_384
 #: … and so many in a turn, so that there is room beside them for what happens.
@@ -106,7 +101,7 @@ class LogWriter:
         self._options = options or LogOptions()
         self._clock = clock or SystemClock()
         self._host = host
-        self._lock_file = _lock(directory, self._options.group)
+        self._lock_file = lock_folder(directory, self._options.group)
         self._queue = Queue(self._options.queue_rows)
         self._disk = LogDisk(directory, self._options)
         self._steps = StepWatch(self._clock)
@@ -220,8 +215,7 @@ class LogWriter:
             # The disk has not answered: the folder is ours as long as we write there.
             return f"{self._queue.rows} rows that the disk has not taken"
         self._disk.close(self._clock.wall_ns(), max(0.0, until_s - time.monotonic()))
-        # For the next writer, whose clock may be another.
-        os.pwrite(self._lock_file, str(self._clock.wall_ns()).encode(), 0)
+        note_end(self._lock_file, self._clock.wall_ns())
         os.close(self._lock_file)
         self._lock_file = -1
         left = []
@@ -254,7 +248,7 @@ class LogWriter:
             self._write_texts()
             with self._append_lock:
                 self._note_step()
-            for table, group in _in_order(items):
+            for table, group in in_order(items):
                 self._write(table, group)
             self._stuck_since_ns = None
             self._tell_left_out()
@@ -267,7 +261,7 @@ class LogWriter:
         while items:
             batch, rows = [items.pop(0)], 0
             rows = batch[0].rows
-            while items and rows + items[0].rows <= _BATCH_ROWS and _are_alike(batch[0], items[0]):
+            while items and rows + items[0].rows <= _BATCH_ROWS and are_alike(batch[0], items[0]):
                 rows += items[0].rows
                 batch.append(items.pop(0))
             if not self._encode(table, batch):
@@ -318,9 +312,8 @@ class LogWriter:
 
     def _note_earlier(self) -> None:
         """Put a step where the log's last writer had a later time than it is now."""
-        told = os.pread(self._lock_file, 32, 0)
-        os.ftruncate(self._lock_file, 0)
-        last_ns = self._disk.left_ns or (int(told) if told.isdigit() else 0)
+        ended_ns = take_end(self._lock_file)
+        last_ns = self._disk.left_ns or ended_ns
         step_ns = self._clock.wall_ns() - last_ns
         if last_ns and step_ns <= -STEP_NS:
             self._put_step(step_ns, UNSEEN)
@@ -379,48 +372,6 @@ class LogWriter:
             self._disk.touch_text(change.after)
 
 
-def _lock(directory: Path, group: str) -> int:
-    """Take the folder for this process; the lock ends with it, however it ends."""
-    try:
-        if not directory.is_dir():
-            directory.mkdir(parents=True)
-            directory.chmod(DIRECTORY_MODE)
-            give_to_group(directory, group)
-        file = os.open(directory / "writer.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
-    except OSError as exc:
-        message = f"the log {directory} cannot be written ({exc.strerror})"
-        raise OutputError(message, "name a folder that can be") from exc
-    pause = threading.Event()
-    for _ in range(_LOCK_TRIES):
-        # What a killed writer was about to start holds its lock until it has become another
-        # program, a moment later.
-        with contextlib.suppress(BlockingIOError):
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return file
-        pause.wait(_LOCK_WAIT_S)
-    os.close(file)
-    message = f"another nftrace writes the log {directory}"
-    raise OutputError(message, "end it first, or name another folder")
-
-
 def _as_columns(rows: Sequence[Change] | Sequence[Loss]) -> dict[str, Any]:
     told = [asdict(row) for row in rows]
     return {name: [row[name] for row in told] for name in told[0]}
-
-
-def _in_order(items: list[Item]) -> Iterator[tuple[str, list[Item]]]:
-    """Yield items by table; between steps of the clock what is few goes first."""
-    groups: dict[str, list[Item]] = {}
-    for item in [*items, None]:
-        if item is None or item.is_step:
-            # A flood of drops must not keep the others waiting.
-            yield from ((name, groups[name]) for name in reversed(TABLES) if name in groups)
-            groups = {}
-        if item is not None and item.is_step:
-            yield item.table, [item]
-        elif item is not None:
-            groups.setdefault(item.table, []).append(item)
-
-
-def _are_alike(one: Item, other: Item) -> bool:
-    return one.columns.keys() == other.columns.keys()
