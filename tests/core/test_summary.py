@@ -42,6 +42,20 @@ def test_endings_are_sorted_worst_first() -> None:
     assert builder.build().endings[0].count == 5
 
 
+def test_a_reason_that_came_late_makes_no_second_ending() -> None:
+    """A rule's drops are one ending, whether the kernel's word was known of each or not."""
+    builder = SummaryBuilder()
+    bare = replace(article()[1].ending, reason=None)
+    builder.add_ending("vr2", bare, 3)
+    builder.add_ending("vr2", replace(bare, reason="NETFILTER_DROP"), 5)
+    builder.add_ending("vr2", Ending(EndingKind.DROPPED, reason="IP_INNOROUTES"), 7)
+    builder.add_ending("vr2", Ending(EndingKind.DROPPED, reason="IP_RPFILTER"), 11)
+
+    assert [(11, "IP_RPFILTER"), (8, "NETFILTER_DROP"), (7, "IP_INNOROUTES")] == [
+        (counted.count, counted.ending.reason) for counted in builder.build().endings
+    ]
+
+
 def test_holes_are_counted() -> None:
     """Journeys that may lack steps, or began late, are counted as such."""
     builder = SummaryBuilder()

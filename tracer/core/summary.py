@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from tracer.core.journey import Ending, EndingKind
@@ -142,7 +142,7 @@ class SummaryBuilder:
         reason: str | None = None,
     ) -> Summary:
         """Return the counts so far, with what only the caller knows."""
-        endings = [EndingCount(netns, end, count) for (netns, end), count in self._counts.items()]
+        endings = self._merged()
         endings.sort(key=lambda counted: (_WORST_FIRST[counted.ending.kind], -counted.count))
         return Summary(
             packets=self._packets,
@@ -159,3 +159,17 @@ class SummaryBuilder:
             reason=reason,
             notes=tuple(self._notes),
         )
+
+    def _merged(self) -> list[EndingCount]:
+        """
+        Count by place what ended in one, under the first reason that is known of it.
+
+        The kernel's word is missing of packets that came before eBPF was loaded.
+        """
+        merged: dict[tuple[str, Ending], EndingCount] = {}
+        for (netns, ending), count in self._counts.items():
+            place = replace(ending, reason=None) if ending.table is not None else ending
+            known = merged.get((netns, place), EndingCount(netns, ending, 0))
+            told = known.ending if known.ending.reason is not None else ending
+            merged[netns, place] = EndingCount(netns, told, known.count + count)
+        return list(merged.values())
