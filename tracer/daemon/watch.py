@@ -23,7 +23,7 @@ from tracer.core.drops import Rung
 from tracer.daemon.change_log import ChangeLog
 from tracer.daemon.namespaces import NamespaceWatch
 from tracer.daemon.naming import Namer
-from tracer.sources.drops import DropSource, Mode
+from tracer.sources.drops import NETNS_MAX, DropSource, Mode
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -125,6 +125,7 @@ class Watch:
         source.open()
         source.set_mode(Mode.RECORD)
         self._source = source
+        self._record_watched()
         if self._namespaces.fileno() >= 0:
             self._selector.register(self._namespaces, selectors.EVENT_READ)
         missing = {rung.value: why for rung, why in source.why.items()}
@@ -249,6 +250,8 @@ class Watch:
 
     def _follow_namespaces(self, now_s: float) -> None:
         changes = self._namespaces.poll(now_s)
+        if changes.added or changes.removed:
+            self._record_watched()
         self._namer.forget(changes.removed)
         if self._event_log is not None:
             self._event_log.forget(changes.removed)
@@ -260,6 +263,13 @@ class Watch:
             self._log.warning("namespaces_unwatched", number=self._namespaces.unwatched)
         for word in self._namespaces.absent if changes.added or changes.removed else ():
             self._log.warning("namespace_absent", netns=word)
+
+    def _record_watched(self) -> None:
+        """Have recorded what is looked at alone: a flood elsewhere takes no room then."""
+        known = self._namespaces.known
+        every = "all" in self._settings.watch.namespaces or len(known) > NETNS_MAX
+        if self._source is not None:
+            self._source.record_only(None if every else known)
 
     def _pace(self, records: int, now_s: float) -> None:
         """Record every drop, or under a flood one in so many that reading stays cheap."""
@@ -342,6 +352,7 @@ class Watch:
                 self._namespaces.close()
                 self._namespaces = _watch_namespaces(settings)
                 self._namespaces.known = known
+                self._record_watched()
                 if self._namespaces.fileno() >= 0:
                     self._selector.register(self._namespaces, selectors.EVENT_READ)
 

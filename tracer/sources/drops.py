@@ -58,7 +58,7 @@ if TYPE_CHECKING:
     from tracer.core.filters import Filter
     from tracer.sources.bpf_kinds import Retired
 
-__all__ = ["CALIBRATE_S", "DropLosses", "DropSource", "Mode", "Standing"]
+__all__ = ["CALIBRATE_S", "NETNS_MAX", "DropLosses", "DropSource", "Mode", "Standing"]
 
 #: Drops by legacy tables a second and CPU of which every one's rule is looked for.
 RULE_RATE = 100_000
@@ -317,10 +317,12 @@ class DropSource:
         maps = self._maps()
         MapFile(maps["recorded_flows"], 4, MATCHES.itemsize).update(bytes(4), flows.tobytes())
         wanted = MapFile(maps["recorded_netns"], 4, 1)
-        for known in wanted.dump(NETNS_MAX)[0]:
-            wanted.delete(known.tobytes())
-        for inode in inodes or ():
-            wanted.update(inode.to_bytes(4, "little"), b"\1")
+        keys = {inode.to_bytes(4, "little") for inode in inodes or ()}
+        # What stays is recorded all the while.
+        for gone in {known.tobytes() for known in wanted.dump(NETNS_MAX)[0]} - keys:
+            wanted.delete(gone)
+        for key in keys:
+            wanted.update(key, b"\1")
         by_netns = FILTER_NETNS if inodes is not None else 0
         self._config["filters"] = by_netns | (FILTER_FLOW if flows["count"][0] else 0)
         self._push_config()
