@@ -23,8 +23,14 @@ if attach host /host && attach kernel /kernel; then
     $b mount --move /dev /new/dev
     $b mount --move /proc /new/proc
     $b mount -t sysfs sys /new/sys
+    # The checkout may lie below what is covered now.
+    checkout=/new$($b cat /root)
+    $b mkdir /checkout
+    $b mount --bind "$checkout" /checkout
     $b mount -t tmpfs run /new/run
     $b mount -t tmpfs -o mode=1777 tmp /new/tmp
+    $b mkdir -p "$checkout"
+    $b mount --move /checkout "$checkout"
     $b cp /guest.sh /command /root /new/run/
     exec $b switch_root /new /bin/bash /run/guest.sh
 fi
