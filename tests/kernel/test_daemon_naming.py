@@ -25,6 +25,8 @@ from tracer.sources.netns import find_namespace
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from tracer.core.journey import Journey
+
 _TO_B = "10.1.0.2"
 _LEGACY = """*mangle
 :FIREWALL - [0:0]
@@ -114,6 +116,55 @@ def test_the_next_packet_names_the_rule(backend: str, rules: str, text: str) -> 
         # Where reading the rules brought another table to life, the class is another one.
         _turn_until(watch, lambda: amount.packets + sum(naming.untraced.values()) == 2)
         assert amount.packets >= 1
+
+
+@pytest.mark.usefixtures("cable")
+@pytest.mark.parametrize(
+    ("backend", "rules"), [("legacy", _LEGACY), ("nft", _LEGACY), ("nftables", _NFT)]
+)
+def test_a_rule_that_is_known_has_an_example(backend: str, rules: str) -> None:
+    """One packet of it is traced, and no other within the hour; its counts stay the kernel's."""
+    nets.load_rules("b", backend, rules)
+    before = _tables(), _logger()
+    with _watching("auto") as watch:
+        nets.send_udp("a", _TO_B, 7002, 2, sport=5555)
+        _turn_until(watch, lambda: watch.state().waiting == 1)
+        nets.send_udp("a", _TO_B, 7002, 3, sport=5555)
+        _turn_until(watch, lambda: len(watch.exemplars()) == 1)
+        _turn_until(watch, lambda: watch.state().traced == 0)
+        nets.send_udp("a", _TO_B, 7002, 7, sport=5556)
+        _turn_until(watch, lambda: sum(row.packets for row in watch.drops()) == 12)
+        (example,) = watch.exemplars()
+
+        assert (0, 1, {}) == (
+            watch.state().traced,
+            watch.state().naming.armed,
+            watch.state().naming.attributed,
+        )
+        (row,) = (row for row in watch.drops() if row.rule or row.handle)
+        known = "rule" if backend == "legacy" else "handle"
+        assert getattr(row, known) == getattr(example, known)
+        assert (row.table, row.hook) == (example.table, example.hook)
+        assert before == (_tables(), _logger())
+
+
+@pytest.mark.usefixtures("cable")
+def test_what_is_queued_when_tracing_ends_is_told_whole() -> None:
+    """A packet that was traced just before people went first has its rule and its device."""
+    nets.load_rules("b", "legacy", _LEGACY)
+    told: list[Journey] = []
+    with _watching() as watch:
+        watch._namer.tell = lambda journeys, _: told.extend(journeys)  # noqa: SLF001
+        nets.send_udp("a", _TO_B, 7002, 1, sport=5555)
+        _turn_until(watch, lambda: watch.state().waiting == 1)
+        nets.send_udp("a", _TO_B, 7002, 1, sport=5555)
+        watch.give_way(is_followed=True)
+        watch.turn()
+
+        assert (0, 1) == (watch.state().traced, watch.state().naming.named)
+        assert [("b0", "FIREWALL", 2)] == [
+            (one.in_device, one.ending.chain, one.ending.rule) for one in told
+        ]
 
 
 @pytest.mark.usefixtures("cable")

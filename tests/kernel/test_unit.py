@@ -91,9 +91,9 @@ def test_a_member_follows_by_the_unit(machine: Machine) -> None:
 
         nets.wait_until(has_ended, 60, "the member's third packet")
         out, err = process.communicate()
+    assert (0, "") == (process.returncode, err)
     *journeys, summary = map(json.loads, out.splitlines())
 
-    assert (0, "") == (process.returncode, err)
     assert [7003] * 3 == [one["packet"]["dport"] for one in journeys]
     assert {"-A PREROUTING -p udp -m udp --dport 7003 -j DROP"} == {
         one["ending"]["text"] for one in journeys

@@ -4,7 +4,8 @@ Rules named without asking: a flow that lost a packet is waited for, and traced.
 The kernel's record of a drop says which flow lost a packet, and mostly by which rule. Where
 it does not say, that flow is armed in its namespace, and its next packet, if it dies alike,
 names the rule. What was learned is remembered by version of the ruleset, place and class of
-flow, and asked no second time.
+flow, and asked no second time. A rule that is known has one of its packets traced now and
+then, as the example that alerts and metrics lead to.
 
 Whatever arrives, the work is bounded: records looked at in a turn, flows and namespaces
 that wait, packets that the kernel traces, CPU time on the average. Each packet whose rule
@@ -22,6 +23,7 @@ import os
 import resource
 import secrets
 import time
+from collections import OrderedDict
 from concurrent.futures import CancelledError, wait
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
@@ -42,7 +44,13 @@ from tracer.core.flow_classes import (
 )
 from tracer.core.health import Exemplar
 from tracer.core.journey import EndingKind
-from tracer.daemon.naming_counts import Amount, NamingCounts, move_attributed, needs_name
+from tracer.daemon.naming_counts import (
+    Amount,
+    NamingCounts,
+    is_named,
+    move_attributed,
+    needs_name,
+)
 from tracer.errors import NftraceError
 from tracer.pipeline import choose, make_journey
 from tracer.sources.adaptive import FlowTrace, RulesetMark
@@ -78,6 +86,10 @@ _ATTRIBUTED_MAX = 16_384
 
 #: Rules whose last traced packet is remembered.
 _EXEMPLARS_MAX = 1024
+#: Kinds of drops for which it is known when the next example is due.
+_EXAMPLES_MAX = 8192
+#: A flow that sent nothing more was no example: another one is looked for after so long.
+_EXAMPLE_AGAIN_S = 60.0
 
 #: What `_bound` calls the bounds that the configuration sets.
 _BUDGETS = ("flows", "cpu", "namespaces")
@@ -135,7 +147,8 @@ class _Waiting:
     """
     A flow that stands for its class; *died* is what that has lost until now.
 
-    The class is *of*, with the source; answers for it are kept by *key*.
+    The class is *of*, with the source; answers for it are kept by *key*. *is_example*: the
+    rule is known, and one of its packets is wanted whole.
     """
 
     flow: Flow
@@ -144,6 +157,7 @@ class _Waiting:
     kind: DropCount
     until_s: float
     died: Amount
+    is_example: bool = False
 
 
 class Namer:
@@ -182,6 +196,7 @@ class Namer:
         self._reading = Bucket(share, share * _CPU_BURST_S, now_s)
         self._spaces: dict[int, _Space] = {}
         self._waiting = 0
+        self._examples_due: OrderedDict[DropCount, float] = OrderedDict()
         #: What was being opened for namespaces that are gone.
         self._orphans: list[Future[_Opened]] = []
 
@@ -227,9 +242,9 @@ class Namer:
         Take records of drops; `kinds[indexes[i]]` is the kind of the i-th.
 
         Shape: *namespaces* are those that are watched, by inode. What *rung* names itself
-        is passed over.
+        is passed over, but for an example now and then.
         """
-        wanted = (needs_name(kind, rung) for kind in kinds)
+        wanted = (needs_name(kind, rung) or self._wants_example(kind, now_s) for kind in kinds)
         unknown = np.fromiter(wanted, np.bool_, len(kinds))
         watched = np.isin(records["key"]["netns"], list(namespaces))
         rows = np.flatnonzero(unknown[indexes] & watched)
@@ -275,6 +290,14 @@ class Namer:
             space = self._space(namespaces[kind.netns], now_s)
             of = classes[number * size : (number + 1) * size]
             ask = _key(space, kind, of)
+            if is_named(kind):
+                flow = Flow.of_row(flows[row])
+                if self._takes_example(space, kind, flow, now_s):
+                    one = _Waiting(flow, ask, of, kind, math.inf, Amount(), is_example=True)
+                    space.waiting[flow] = one
+                    self._waiting += 1
+                    wanted.setdefault(kind.netns, []).append(one)
+                continue
             answer = self.answers.find(ask)
             if answer is not None:
                 self._attribute(kind, answer, died)
@@ -292,6 +315,31 @@ class Namer:
                 wanted.setdefault(kind.netns, []).append(one)
         for inode, asked in wanted.items():
             self._arm(self._spaces[inode], asked, now_s)
+
+    def expect_other_rules(self, now_s: float) -> None:
+        """Trace an example again of rules that may be others now, though not all at once."""
+        for kind, due_s in self._examples_due.items():
+            self._examples_due[kind] = min(due_s, now_s + _EXAMPLE_AGAIN_S)
+
+    def _wants_example(self, kind: DropCount, now_s: float) -> bool:
+        if not self._settings.example_s or not is_named(kind):
+            return False
+        return now_s >= self._examples_due.get(kind, 0.0)
+
+    def _takes_example(self, space: _Space, kind: DropCount, flow: Flow, now_s: float) -> bool:
+        """Tell whether *flow* is to be armed as the example of its rule, and no other now."""
+        if not self._wants_example(kind, now_s) or flow in space.waiting:
+            return False
+        if self._bound(space, now_s) is not None:
+            return False
+        self._put_off_example(kind, now_s + _EXAMPLE_AGAIN_S)
+        return True
+
+    def _put_off_example(self, kind: DropCount, due_s: float) -> None:
+        self._examples_due[kind] = due_s
+        self._examples_due.move_to_end(kind)
+        if len(self._examples_due) > _EXAMPLES_MAX:
+            self._examples_due.popitem(last=False)
 
     def _attribute(self, kind: DropCount, answer: RuleAnswer, died: Amount) -> None:
         attributed, cause = self.counts.attributed, (kind, answer)
@@ -405,7 +453,8 @@ class Namer:
         for one in waiting:
             # The rules are known now, and whether sources are to be told apart.
             one.key = _key(space, one.kind, one.of)
-            space.asked.setdefault(one.key, one)
+            if not one.is_example:
+                space.asked.setdefault(one.key, one)
         self._cpu.spend(opened.cost_s, now_s)
         self._arm(space, waiting, now_s)
 
@@ -417,7 +466,12 @@ class Namer:
                 self._advance(space, now_s)
                 continue
             started_s = time.thread_time()
-            self._take(space, space.trace.receive(), now_s)
+            try:
+                self._take(space, space.trace.receive(), now_s)
+            except NftraceError as exc:
+                self._refuse(space, list(space.waiting.values()), exc, now_s)
+                self._close(space)
+                continue
             over = [one for one in space.waiting.values() if now_s >= one.until_s]
             self._end(space, over, "expired")
             self.counts.expired += len(over)
@@ -478,12 +532,15 @@ class Namer:
             self.counts.elsewhere += 1
             self._count_untraced("elsewhere", waited.died.packets)
         else:
-            self.counts.named += 1
-            self.answers.remember(waited.key, answer)
-            self._attribute(waited.kind, answer, waited.died)
+            if waited.is_example:
+                self._put_off_example(waited.kind, now_s + self._settings.example_s)
+            else:
+                self.counts.named += 1
+                self.answers.remember(waited.key, answer)
+                self._attribute(waited.kind, answer, waited.died)
             self._exemplify(space, waited.kind, answer, journey)
             self._log.info(
-                "rule_named",
+                "example_traced" if waited.is_example else "rule_named",
                 netns=space.namespace.name,
                 engine=answer.engine,
                 table=answer.table,
@@ -545,7 +602,12 @@ class Namer:
                 space.renew()
         except NftraceError:
             space.renew()
-        self._take(space, trace.close(), time.monotonic())
+        try:
+            self._take(space, trace.end(), time.monotonic())
+        except NftraceError as exc:
+            self._log.warning("traces_not_read", netns=space.namespace.name, why=str(exc))
+        finally:
+            trace.close()
         self._end(space, list(space.waiting.values()), "expired")
         self.counts.over_limit += trace.over_limit
         self.resisted += trace.resisted

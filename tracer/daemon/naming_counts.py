@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from tracer.core.flow_classes import RuleAnswer
 
-__all__ = ["Amount", "NamingCounts", "move_attributed", "needs_name"]
+__all__ = ["Amount", "NamingCounts", "is_named", "move_attributed", "needs_name"]
 
 _FAMILIES = {None, "inet", "ip", "ip6"}
 
@@ -67,6 +67,13 @@ def needs_name(kind: DropCount, rung: Rung) -> bool:
         # The other rungs know it, now or when a table that is new was read.
         return kind.kind == "table" and rung in {Rung.REASON, Rung.HOOK}
     return kind.engine == "nft" and kind.kind != "policy" and kind.handle is None
+
+
+def is_named(kind: DropCount) -> bool:
+    """Tell whether the kernel's record said for certain which rule or policy killed *kind*."""
+    if kind.family not in _FAMILIES or kind.engine not in {"legacy", "nft"} or not kind.certain:
+        return False
+    return kind.kind == "policy" or kind.rule is not None or kind.handle is not None
 
 
 def move_attributed(

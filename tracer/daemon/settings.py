@@ -149,6 +149,13 @@ class TraceSettings:
         1_000_000,
         default=4096,
     )
+    example_s: float = _setting(
+        "seconds after which a rule that eBPF names by itself, and that still drops, has one of "
+        "its packets traced again, so that alerts lead to a packet's whole way; 0: never",
+        0,
+        31_536_000,
+        default=3600.0,
+    )
     twice_seen_syns: bool = _setting(
         "also trace, in the packet path, connections whose SYN is seen twice within ten "
         "seconds: that names where connections end behind this machine, and costs every "

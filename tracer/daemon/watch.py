@@ -23,6 +23,7 @@ from tracer.core.drops import Rung
 from tracer.daemon.change_log import ChangeLog
 from tracer.daemon.namespaces import NamespaceWatch
 from tracer.daemon.naming import Namer
+from tracer.errors import NftraceError
 from tracer.sources.drops import NETNS_MAX, DropSource, Mode
 
 if TYPE_CHECKING:
@@ -156,9 +157,15 @@ class Watch:
             os.eventfd_read(self._waker)
         with self._lock:
             now_s = time.monotonic()
-            self._follow_namespaces(now_s)
-            if self._source is not None:
-                self._do(self._source, now_s)
+            try:
+                self._follow_namespaces(now_s)
+                if self._source is not None:
+                    self._do(self._source, now_s)
+            except (NftraceError, OSError) as exc:
+                self._trouble = str(exc)
+                self._log.warning("turn_refused", why=self._trouble)
+            else:
+                self._trouble = None
             self._turned_s = now_s
             self._turns += 1
             self._busy_s += time.thread_time() - started_s
@@ -169,30 +176,22 @@ class Watch:
             os.eventfd_write(self._waker, 1)
 
     def _do(self, source: DropSource, now_s: float) -> None:
-        try:
-            read = self._take_drops(source, now_s)
-            if self._event_log is not None:
-                self._event_log.note_losses(source.losses, now_s)
-            watched = self._namespaces.known.values()
-            if self._changes is not None and self._changes.turn(watched, now_s, self._log):
-                # The first drop by a rule that is new shall have its name.
-                self._died, self._tables_due_s = True, now_s
-                self.on_new_rules()
-            self._namer.turn(now_s)
-            self._pace(read, now_s)
-            if self._died and now_s >= self._tables_due_s:
-                # Legacy tables that are new, or were replaced, are read for the drops to come.
-                source.counts()
-                self._tables_due_s, self._died = now_s + _TABLES_S, False
-        except OSError as exc:
-            self._note_trouble(exc)
-        else:
-            self._trouble = None
-            self._rest(source, read == 0 and not self._died)
-
-    def _note_trouble(self, exc: OSError) -> None:
-        self._trouble = str(exc)
-        self._log.warning("turn_refused", why=self._trouble)
+        read = self._take_drops(source, now_s)
+        if self._event_log is not None:
+            self._event_log.note_losses(source.losses, now_s)
+        watched = self._namespaces.known.values()
+        if self._changes is not None and self._changes.turn(watched, now_s, self._log):
+            # The first drop by a rule that is new shall have its name.
+            self._died, self._tables_due_s = True, now_s
+            self._namer.expect_other_rules(now_s)
+            self.on_new_rules()
+        self._namer.turn(now_s)
+        self._pace(read, now_s)
+        if self._died and now_s >= self._tables_due_s:
+            # Legacy tables that are new, or were replaced, are read for the drops to come.
+            source.counts()
+            self._tables_due_s, self._died = now_s + _TABLES_S, False
+        self._rest(source, read == 0 and not self._died)
 
     def _rest(self, source: DropSource, rests: bool) -> None:  # noqa: FBT001 - the new state
         """Have the next drop end the wait, or not: while they come they are read together."""

@@ -198,25 +198,30 @@ class FlowTrace:
         with entered(self.trace.namespace):
             return self._mark.has_moved(self._own)
 
-    def close(self) -> list[Told]:
-        """Disarm and undo all; return what was still queued. Harmless when repeated."""
+    def end(self) -> list[Told]:
+        """Disarm, and return what was still queued; its names can be asked for until close()."""
         if self._armed is None:
             return []
+        self.trace.socket.leave_announcements()
+        self.over_limit = self._armed.read_over_limit() or 0
+        self._armed.close()
+        self._armed = None
+        self.trace.socket.leave_traces()
         told: list[Told] = []
+        count = 1
+        while count:
+            more, count = self.trace.receive()
+            told += more
+        return told + self.trace.finish()
+
+    def close(self) -> None:
+        """Undo all, disarmed or not; harmless when repeated."""
         try:
-            self.trace.socket.leave_announcements()
-            self.over_limit = self._armed.read_over_limit() or 0
-            self._armed.close()
-            self._armed = None
-            self.trace.socket.leave_traces()
-            count = 1
-            while count:
-                more, count = self.trace.receive()
-                told += more
-            told += self.trace.finish()
+            if self._armed is not None:
+                self._armed.close()
+                self._armed = None
         finally:
             self._stack.close()
-        return told
 
 
 def _plan(ruleset: Ruleset, rate: int, size: int, *, syns: bool) -> ArmingPlan:
