@@ -28,7 +28,7 @@ PORT = 9000
 CPU = 0
 #: Rules of a chain, the last of which drops: with so many the load is what is asked for,
 #: about 1.5 million packets a second, where the kernel alone would take in a million more.
-_LEGACY_RULES, _NFT_RULES = 120, 20
+_LEGACY_RULES, _NFT_RULES = 128, 30
 _SRC, _DST = "10.9.0.1", "10.9.0.2"
 
 
