@@ -22,7 +22,7 @@ fi
 memory=$folder/tmpfs
 root=$memory/root
 mount -t tmpfs tmpfs "$memory"
-mkdir "$memory/upper" "$memory/work" "$root"
+mkdir "$memory"/{upper,work,venv,venv-work} "$root"
 mount -t overlay -o "lowerdir=/,upperdir=$memory/upper,workdir=$memory/work" overlay "$root"
 mount -t proc proc "$root/proc"
 mount -t sysfs sysfs "$root/sys"
@@ -45,7 +45,12 @@ rm -rf "$root/etc/systemd/system" "$root/var/lib/nftrace" "$root/etc/nftrace" \
     "$root/var/log/journal"
 mkdir -p "$root/etc/systemd/system" "$root/etc/nftrace" "$root/opt/nftrace" "$root/opt/venv"
 mount --bind "$checkout" "$root/opt/nftrace"
-mount --bind "$venv" "$root/opt/venv"
+mount -t overlay -o "lowerdir=$venv,upperdir=$memory/venv,workdir=$memory/venv-work" \
+    overlay "$root/opt/venv"
+# The unit may not see where the checkout lies otherwise, below /home or /tmp.
+for site in "$root"/opt/venv/lib/python3*/site-packages; do
+    echo /opt/nftrace > "$site/checkout.pth"
+done
 cp "$checkout/packaging/nftrace.service" "$root/etc/systemd/system"
 cat > "$root/etc/systemd/system/tests.target" << 'UNIT'
 [Unit]
@@ -55,7 +60,7 @@ UNIT
 mkdir -p "$root/usr/local/bin"
 cat > "$root/usr/local/bin/nftrace" << 'PROGRAM'
 #!/bin/sh
-PYTHONPATH=/opt/nftrace PYTHONDONTWRITEBYTECODE=1 exec /opt/venv/bin/python -m tracer.cli.main "$@"
+PYTHONDONTWRITEBYTECODE=1 exec /opt/venv/bin/python -m tracer.cli.main "$@"
 PROGRAM
 chmod 755 "$root/usr/local/bin/nftrace"
 
