@@ -41,8 +41,6 @@ SPACES_MAX: Final = 1024
 _IDLE_S: Final = 1.0
 #: Between two turns in which nothing came in.
 _TURN_S: Final = 0.1
-#: What is due so soon is done at once, too: namespaces fall into step, and a wake costs.
-_TOGETHER_S: Final = 0.25
 #: A namespace that cannot be listened to is tried again.
 _RETRY_S: Final = 30.0
 #: Complaints that wait to be taken.
@@ -238,7 +236,7 @@ class ChangeWatch:
         self._look()
 
     def _look(self) -> None:
-        now_s = time.monotonic() + _TOGETHER_S
+        now_s = time.monotonic()
         for inode, space in list(self._spaces.items()):
             space.rules.sharers = space.conntrack.sharers = len(self._spaces)
             self._try(inode, partial(space.rules.look, now_s, self._hear))
@@ -268,7 +266,7 @@ class ChangeWatch:
         due_s = _IDLE_S
         for space in self._spaces.values():
             due_s = min(due_s, space.rules.due_in(now_s), space.conntrack.due_in(now_s))
-        # What comes in ends the wait at once.
+        # What comes in ends the wait at once; what is only due is done together.
         return max(due_s, _TURN_S)
 
     def _follow(self, wanted: dict[int, Netns]) -> None:
