@@ -167,7 +167,7 @@ class RuleChanges:
             self._ended.discard(pid)
             self._lockers[pid] = _Doer(now_ns, locker.who)
         if len(self._lockers) + len(self._ended) > _DOERS_MAX:
-            self._forget_ended()
+            self._forget(frozenset(self._ended))
 
     def due_in(self, now_s: float) -> float:
         """Return in how many seconds `look` has something to do."""
@@ -189,6 +189,8 @@ class RuleChanges:
         if not self._is_stale or now_s < self._read_due_s:
             return []
         began_ns = time.monotonic_ns()
+        # Whose run ends while we read may have changed what was read before.
+        ended = frozenset(self._ended)
         try:
             with entered(self.namespace):
                 read = read_ruleset(with_nat=False)
@@ -205,6 +207,7 @@ class RuleChanges:
         self._legacy = read.legacy
         self._compare_due_s = now_s + took_s + _COMPARE_S
         changes = self._compare_versions(_texts(read.ruleset), read.generation or 0)
+        self._forget(ended)
         return [*told, *changes]
 
     def _is_after(self, generation: int | None) -> bool:
@@ -218,18 +221,19 @@ class RuleChanges:
             self._is_stale = True
         else:
             self._unmoved_ns = time.time_ns()
-            self._forget_ended()
+            self._forget(frozenset(self._ended))
         self._legacy = legacy
         ended_ns = time.monotonic_ns()
         cost_s = (ended_ns - began_ns) / 1e9
         wait_s = max(_COMPARE_S, cost_s * _COMPARE_SHARE * self.sharers)
         self._compare_due_s = ended_ns / 1e9 + wait_s
 
-    def _forget_ended(self) -> None:
-        """Forget whose run is over and was looked at: what moves next was not theirs."""
-        for pid in self._ended:
+    def _forget(self, ended: frozenset[int]) -> None:
+        """Forget whose run was over before we looked: what moves next was not theirs."""
+        # One that began again meanwhile is not over.
+        for pid in ended & self._ended:
             self._lockers.pop(pid, None)
-        self._ended.clear()
+        self._ended -= ended
         while len(self._lockers) > _DOERS_MAX:
             del self._lockers[next(iter(self._lockers))]
 
@@ -246,7 +250,6 @@ class RuleChanges:
             ]
         later = [one for one in self._nft if not _is_within(one, generation)]
         self._nft = deque(later, _DOERS_MAX)
-        self._forget_ended()
         self._unmoved_ns = now_ns
         return changes
 
