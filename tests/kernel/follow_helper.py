@@ -113,7 +113,7 @@ class Following:
         errors = self._errors.read_text(encoding="utf-8")
         assert lines, f"follow ended with status {status} and told nothing: {errors}"
         *journeys, summary = (json.loads(line) for line in lines)
-        assert summary["schema"] == "nftrace.summary/1", summary
+        assert summary["schema"] == "nftrace.summary/1", (status, errors, summary)
         return Told(journeys, summary, status, errors)
 
 
