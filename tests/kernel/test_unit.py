@@ -103,6 +103,7 @@ def test_a_member_follows_by_the_unit(machine: Machine) -> None:
 
 def test_a_rule_is_asked_for_and_nothing_is_left(machine: Machine) -> None:
     """Where eBPF gives no rule a packet is traced; stopped, all is as it was, in time."""
+    machine.run("systemctl", "stop", "nftrace")
     log_before = machine.run(*_NF_LOG).stdout
     before = machine.now()
     machine.start('[watch]\nrung = "reason"\n')

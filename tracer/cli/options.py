@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import ipaddress
 import math
+import os
 import socket
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -27,6 +28,7 @@ __all__ = [
     "namespaces_of",
     "output_option",
     "read_filter",
+    "wants_color",
 ]
 
 _HOOKS = ("prerouting", "input", "forward", "output", "postrouting", "ingress", "egress")
@@ -34,6 +36,8 @@ _VERDICTS = ("accept", "drop", "reject", "jump", "goto", "return", "continue", "
 _MAX_PORT = 65_535
 _MAX_PROTOCOL = 255
 _WITH_PORTS = frozenset({6, 17, 33, 132, 136})
+#: Terminals that move no cursor: what TERM says of them.
+_DUMB = ("dumb", "unknown")
 _MAX_DEVICE = 15  # IFNAMSIZ without its NUL, include/uapi/linux/if.h
 
 Command = TypeVar("Command", bound="Callable[..., Any]")
@@ -82,6 +86,21 @@ def color_option(command: Command) -> Command:
     return click.option(
         "--color", type=click.Choice(["auto", "always", "never"]), default="auto", help="colours"
     )(command)
+
+
+def wants_color(color: str, file: IO[str]) -> bool:
+    """
+    Say what *color* auto, always or never comes to on *file*.
+
+    auto is colour on a terminal that is not dumb and with no NO_COLOR in the environment;
+    always is colour whatever the environment says.
+    """
+    return color == "always" or (
+        color == "auto"
+        and file.isatty()
+        and not os.environ.get("NO_COLOR")
+        and os.environ.get("TERM") not in _DUMB
+    )
 
 
 def output_option(*forms: str) -> Callable[[Command], Command]:

@@ -20,6 +20,7 @@ import click
 from click.core import ParameterSource
 
 from tracer import __version__
+from tracer.cli.options import wants_color
 from tracer.cli.run import Interrupts
 from tracer.core.control import known_words
 from tracer.errors import KernelRefusedError, UsageError
@@ -145,7 +146,7 @@ def _request(do: str, words: Mapping[str, Any]) -> bytes:
         word = _WORDS.get(name, name)
         if word in known_words(do) and value is not None and value is not False and value != ():
             asked[word] = list(value) if isinstance(value, tuple) else value
-    color = words["color"] == "always" or (words["color"] == "auto" and sys.stdout.isatty())
+    color = wants_color(words["color"], sys.stdout)
     columns = min(1000, max(20, shutil.get_terminal_size().columns))
     request = {"do": do, "words": asked, "columns": columns, "color": color}
     return json.dumps(request).encode() + b"\n"

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Final
 
 from rich.console import Console
 
+from tracer.cli.options import wants_color
 from tracer.core.journey import EndingKind, Verdict
 
 if TYPE_CHECKING:
@@ -143,16 +143,9 @@ def make_console(color: str, *, file: IO[str], width: int | None = None) -> Cons
     """
     Make the console for *color* auto, always or never.
 
-    auto is colour on a terminal that is not dumb and with no NO_COLOR in the environment;
-    always is colour whatever the environment says. Units: *width* in columns, None for the
-    terminal's (or COLUMNS), 80 where there is none.
+    Units: *width* in columns, None for the terminal's (or COLUMNS), 80 where there is none.
     """
-    wanted = color == "always" or (
-        color == "auto"
-        and file.isatty()
-        and not os.environ.get("NO_COLOR")
-        and os.environ.get("TERM") != "dumb"
-    )
+    wanted = wants_color(color, file)
     return _Console(
         file=file,
         width=width,
