@@ -38,6 +38,15 @@ flush chain ip late pre
 add rule ip late pre udp dport 9 counter comment "new"
 add rule ip late pre meta l4proto udp drop
 """
+# A chain in front of ours asks for another place.
+_ELSEWHERE = """
+table ip later {
+	chain pre {
+		type filter hook prerouting priority -10000; policy accept;
+		udp dport 9 counter
+	}
+}
+"""
 
 
 def _cable(netns: Callable[..., str]) -> None:
@@ -102,3 +111,27 @@ def test_change_that_was_announced_in_a_hole_is_seen(netns: Callable[..., str]) 
     assert lost > 0
     # Journeys that the hole cut short end later, as incomplete ones by the old rules.
     assert texts.count(['udp dport 9 counter comment "new"', "meta l4proto udp drop"]) == 11
+
+
+def test_rules_that_change_behind_the_last_packet_arm_nothing(netns: Callable[..., str]) -> None:
+    """Disarmed, a follow reads the rules that its last packets met, and stays disarmed."""
+    _cable(netns)
+    with _follow(8 << 20) as follow:
+        (trace,) = follow.traces
+        nets.flood("snd", _DST, _PORT, 7)
+        before = trace.ruleset
+        follow.disarm()
+        nets.load_rules("rtr", "nftables", _ELSEWHERE)
+        told: list[Told] = []
+
+        def is_known() -> bool:
+            told.extend(trace.receive()[0])
+            return trace.ruleset is not before
+
+        nets.wait_until(is_known, 5, "the new rules")
+        chosen = _choose([*told, *_read_all(trace), *follow.drain()])
+        tables = nets.ip_netns_exec("rtr", "nft", "list", "tables").stdout
+
+    assert 7 == sum(map(len, chosen))
+    assert ["table ip late", "table ip later"] == tables.splitlines()
+    assert [] == follow.notes

@@ -45,6 +45,11 @@ class Armed:
         # One transaction: a packet meets all of it or nothing.
         self.run(_render(plan))
 
+    @property
+    def is_in_force(self) -> bool:
+        """Whether the tables are there: until `close`."""
+        return self._context is not None
+
     def replace(self, plan: ArmingPlan) -> None:
         """
         Put *plan* in the place of the one in force, for all packets at once.
@@ -68,7 +73,7 @@ class Armed:
 
     def close(self) -> None:
         """Remove the tables; harmless when repeated."""
-        if self._context is None:
+        if not self.is_in_force:
             return
         # Whatever the answer: the tables end with their owner's socket.
         self._context.cmd(_render_removal(self._plan))

@@ -54,6 +54,9 @@ class Rearming:
         began_ns = time.monotonic_ns()
         if ruleset is self._known or began_ns < self._not_before_ns:
             return
+        if not self._armed.is_in_force:
+            # Who was disarmed still reads what is queued, and the rules that it needs for it.
+            return
         self._known = ruleset
         places = find_places(ruleset)
         if places == self._places:
