@@ -420,7 +420,8 @@ NT_INLINE void nt_fill_record(struct nt_drop_record *record,
 		nt_read(&record->ifindex, &t->dev->ifindex);
 	nt_read(&record->iif, &skb->skb_iif);
 	nt_read(&record->mark, &skb->mark);
-	record->protocol = nt_swap16(t->protocol);
+	nt_read(&record->protocol, &skb->protocol);
+	record->protocol = nt_swap16(record->protocol);
 #ifdef NT_OFFSET_SK_BUFF__NFCT
 	nt_read(&ct, &skb->_nfct);
 	if (ct)
@@ -469,10 +470,9 @@ int on_kfree_skb_count(struct bpf_raw_tracepoint_args *ctx)
 	u32 number;
 
 	cfg = config.lookup(&zero);
-	at = located.lookup(&zero);
 	t = scratches.lookup(&zero);
 	st = stats.lookup(&zero);
-	if (!cfg || !at || !t || !st || cfg->mode == NT_MODE_OFF)
+	if (!cfg || !t || !st || cfg->mode == NT_MODE_OFF)
 		return 0;
 #ifdef NT_HAS_REASON
 	t->key.reason = (u32)ctx->args[2];
@@ -484,10 +484,12 @@ int on_kfree_skb_count(struct bpf_raw_tracepoint_args *ctx)
 	t->key.reason = 0; /* there are none before Linux 5.17 */
 #endif
 	nt_read(&t->dev, &skb->dev);
-	t->protocol = 0;
-	nt_read(&t->protocol, &skb->protocol);
-	if (!t->dev && !t->protocol)
-		return 0; /* no packet: a message of netlink or of a unix socket */
+	if (!t->dev) {
+		t->protocol = 0;
+		nt_read(&t->protocol, &skb->protocol);
+		if (!t->protocol)
+			return 0; /* a message of netlink or of a unix socket */
+	}
 	st->count[NT_STAT_SEEN]++;
 	t->key.site = nt_site(cfg, ctx->args[1]);
 	t->key.place = t->key.site == NT_SITE_OTHER ? ctx->args[1] : 0;
@@ -498,14 +500,17 @@ int on_kfree_skb_count(struct bpf_raw_tracepoint_args *ctx)
 	t->key.certain = 1;
 	t->key.looks = NT_LOOKS_ALL;
 	t->net = NULL;
-	if (at->skb == (u64)skb && at->found) {
-		t->key.site = at->site;
-		t->key.certain = at->found == NT_FOUND_SURE;
-		nt_fill_place(t, at);
-	} else if (cfg->locate & 1 << t->key.site) {
-		st->count[NT_STAT_UNLOCATED]++;
+	at = cfg->locate ? located.lookup(&zero) : NULL;
+	if (at) {
+		if (at->skb == (u64)skb && at->found) {
+			t->key.site = at->site;
+			t->key.certain = at->found == NT_FOUND_SURE;
+			nt_fill_place(t, at);
+		} else if (cfg->locate & 1 << t->key.site) {
+			st->count[NT_STAT_UNLOCATED]++;
+		}
+		at->skb = 0; /* its address may be another packet's next */
 	}
-	at->skb = 0; /* its address may be another packet's next */
 	if (!t->net)
 		t->net = nt_skb_net(skb, t->dev, NT_RECEIVER(ctx));
 	t->key.netns = nt_net_inode(t->net);
@@ -522,7 +527,7 @@ int on_kfree_skb_count(struct bpf_raw_tracepoint_args *ctx)
 	} else {
 		st->count[NT_STAT_COUNTS_FULL]++;
 	}
-	if (is_new && t->key.hook != NT_NO_HOOK) {
+	if (is_new && at && t->key.hook != NT_NO_HOOK) {
 		t->place_key.place = t->key.place;
 		t->place_key.tag = t->key.tag;
 		if (!places.lookup(&t->place_key)) {
