@@ -41,7 +41,8 @@ _RULE = "-A FIREWALL -p tcp -m tcp --dport {} -j DROP\n"
 def run() -> None:
     """Print one JSON object a measure; the caller is in private namespaces."""
     for name, measure in (
-        ("rest", _measure_rest),
+        ("rest, no log", lambda: _measure_rest(with_log=False)),
+        ("rest", lambda: _measure_rest(with_log=True)),
         ("forwarding", _measure_forwarding),
         ("first drop, named by eBPF", lambda: _measure_first("auto")),
         ("first drop, named by its retransmission", lambda: _measure_first("reason")),
@@ -79,21 +80,25 @@ def _drain(receiver: socket.socket) -> int:
 
 
 @contextmanager
-def _daemon(rung: str, *namespaces: str) -> Iterator[Daemon]:
+def _daemon(rung: str, *namespaces: str, with_log: bool = False) -> Iterator[Daemon]:
     with tempfile.TemporaryDirectory() as folder:
         # What is measured is a configuration as it comes, but for the files.
-        parts = {"watch": {"rung": rung}, "trace": {"records_per_second": 50_000}}
+        parts: dict[str, dict[str, object]] = {
+            "watch": {"rung": rung},
+            "trace": {"records_per_second": 50_000},
+            "log": {"directory": str(Path(folder, "log")) if with_log else ""},
+        }
         with daemon(Path(folder), *namespaces, **parts) as running:
             yield running
 
 
-def _measure_rest() -> dict[str, object]:
+def _measure_rest(*, with_log: bool) -> dict[str, object]:
     """CPU of the daemon, and its memory, while nothing in its namespaces happens."""
     names = [f"idle{number}" for number in range(5)]
     for name in names:
         nets.add_netns(name)
     try:
-        with _daemon("auto", *names) as running:
+        with _daemon("auto", *names, with_log=with_log) as running:
             running.scrape()
             time.sleep(1)
             before_s, started_s = _cpu_s(running), time.monotonic()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import random
 import signal
 import subprocess
@@ -28,8 +27,7 @@ _LEGACY = """*mangle
 COMMIT
 """
 _SIDES = 5
-#: Each is a start of some seconds of CPU; $NFTRACE_KILLS asks for more of them.
-_KILLS = int(os.environ.get("NFTRACE_KILLS", "10"))
+_KILLS = 50
 
 
 @pytest.fixture
