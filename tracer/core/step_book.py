@@ -89,6 +89,7 @@ class StepBook:
         self.is_placed = np.zeros(0, np.bool_)
         self.is_bridge = np.zeros(0, np.bool_)
         self.is_below = np.zeros(0, np.bool_)
+        self.is_unknown = np.zeros(0, np.bool_)
 
     @property
     def ruleset(self) -> Ruleset:
@@ -123,6 +124,10 @@ class StepBook:
             "is_late": [_is_late(step) for step in fresh],
             "is_bridge": [step.family == "bridge" for step in fresh],
             "is_below": [step.family in ("bridge", "netdev") for step in fresh],
+            "is_unknown": [
+                step.engine == "nft" and step.kind == "rule" and step.rule is None and not mine
+                for mine, step in zip(own, fresh, strict=True)
+            ],
             "is_placed": [
                 one or not (mine or rank == NO_RANK)
                 for one, mine, rank in zip(first, own, ranks, strict=True)

@@ -7,11 +7,13 @@ then what is still queued is read, then the logger's setting is put back.
 
 Each event is read by the ruleset that was in force. nft announces changes on the trace
 socket itself, so the place in the stream is known: what comes behind an announcement waits
-until the new rules have been read. Where they had changed again by then, which the
-generations tell, there are rules that nobody read: what passed them is named only where
-those before and behind agree (a reload gives the old handles to new rules). Legacy tables
-announce nothing: their fingerprint is taken every few milliseconds, events wait for it, and
-those that came while a change was made are named only where the old and the new rules agree.
+until the new rules have been read. It comes a moment after the change: a rule that nobody
+knows, where the generation has moved, is taken for the announcement. Where rules had
+changed again by the time they were read, which the generations tell, there are some that
+nobody read: what passed them is named only where those before and behind agree (a reload
+gives the old handles to new rules). Legacy tables announce nothing: their fingerprint is
+taken every few milliseconds, events wait for it, and those that came while a change was made
+are named only where the old and the new rules agree.
 """
 
 from __future__ import annotations
@@ -131,6 +133,8 @@ class NamespaceTrace:
         self._version = 0  # the version in hand
         # nft's, of the version in hand and of those to come, once they are announced
         self._generations: dict[int, int] = {0: _UNKNOWN}
+        self._judged = 0  # steps that are no news of a change any more
+        self._unannounced = 0  # the last version that was met before it was announced
         self._reading: Future[RulesetRead] | None = None
         self._reading_for = 0
         self._legacy = LegacyWatch(self.namespace, read.legacy, hear)
@@ -219,8 +223,9 @@ class NamespaceTrace:
                 rows = start + np.flatnonzero(traced[start:index])
                 self._queue(received, rows, goes_on=goes_on)
                 start, goes_on = index, True
-                self._wanted += 1
-                self._request()
+                if self._wanted in self._generations:
+                    self._wanted += 1
+                    self._request()
         self._queue(received, start + np.flatnonzero(traced[start:]), goes_on=goes_on)
         if received.lost:
             # The announcement may be among what was lost, or its end.
@@ -232,6 +237,17 @@ class NamespaceTrace:
 
     def _queue(self, received: Received, rows: npt.NDArray[np.int64], *, goes_on: bool) -> None:
         batch = self._decoder.decode(received.words, received.starts[rows], received.lengths[rows])
+        at = self._find_unannounced(batch)
+        if at:
+            self._wait(received, TraceBatch(batch.events[:at], batch.packets), goes_on=goes_on)
+            batch, goes_on = TraceBatch(batch.events[at:], batch.packets), True
+        if at is not None:
+            self._wanted += 1
+            self._unannounced = self._wanted
+            self._request()
+        self._wait(received, batch, goes_on=goes_on)
+
+    def _wait(self, received: Received, batch: TraceBatch, *, goes_on: bool) -> None:
         if not len(batch.events) and not received.doubtful:
             return
         legacy = bool((batch.events["flags"] & LEGACY).any())
@@ -248,6 +264,19 @@ class NamespaceTrace:
             )
         )
         self._waiting_events += len(batch.events)
+
+    def _find_unannounced(self, batch: TraceBatch) -> int | None:
+        """Return where in *batch* rules begin to be met whose announcement is yet to come."""
+        before, known = self._judged, len(self._decoder.table)
+        if before == known or self._wanted != self._version:
+            return None
+        if self._wanted not in self._generations:
+            return None  # of its announcement some is to come
+        self._judged = known
+        self._book.refresh()
+        unknown = np.flatnonzero(self._book.is_unknown[before:]) + before
+        rows = np.flatnonzero(np.isin(batch.events["step"], unknown))
+        return int(rows[0]) if len(rows) and self._has_changed() else None
 
     def _is_ready(self, one: _Waiting) -> bool:
         if self._waiting_events > self._waiting_limit:
@@ -308,11 +337,13 @@ class NamespaceTrace:
             # The old rules stand, and what they do not know stays without a name.
             self._note(str(exc))
             self._version = self._reading_for
+            self._close_unannounced(_UNKNOWN)
             return []
         before, version = self._read.ruleset, self._reading_for
         told = []
         changed = read.legacy.changed_since(self._legacy.known)
         self._drain()
+        self._close_unannounced(read.generation)
         seen = self._find_version(version, read.generation) if read.exact else version
         unsure = max(version if changed else version - 1, seen - 1)
         if not read.exact and self._wanted > version:
@@ -331,6 +362,11 @@ class NamespaceTrace:
             told += self._tell(self._assembler.flush(self._book))
         self._use(StepBook(self._decoder.table, read.ruleset, tuple(self._earlier)))
         return told
+
+    def _close_unannounced(self, generation: int | None) -> None:
+        """Have what is announced from now on be another version than one that was read early."""
+        if self._unannounced == self._reading_for:
+            self._generations.setdefault(self._unannounced, generation or _UNKNOWN)
 
     def _find_version(self, found: int, generation: int | None) -> int:
         """Return the version that a reading for *found* is of: maybe a later one."""
