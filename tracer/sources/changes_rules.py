@@ -219,7 +219,8 @@ class RuleChanges:
             legacy = LegacyFingerprint.take(self._legacy)
         if self._legacy is None or legacy.changed_since(self._legacy):
             self._is_stale = True
-        else:
+        elif not self._is_stale:
+            # What was found and is yet to be read is somebody's among these.
             self._unmoved_ns = time.time_ns()
             self._forget(frozenset(self._ended))
         self._legacy = legacy
