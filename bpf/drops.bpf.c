@@ -73,7 +73,6 @@ struct nt_scratch {
 	struct nt_numbers free;
 	u64 window; /* of time, and the drops by legacy tables in it */
 	u64 by_tables;
-	u16 protocol;
 	u32 number[NT_RECENT]; /* of the kinds that were met last */
 };
 
@@ -465,6 +464,7 @@ int on_kfree_skb_count(struct bpf_raw_tracepoint_args *ctx)
 	struct nt_located *at;
 	struct nt_scratch *t;
 	struct nt_stats *st;
+	u16 protocol = 0;
 	int is_new = 0;
 	int zero = 0;
 	u32 number;
@@ -485,9 +485,8 @@ int on_kfree_skb_count(struct bpf_raw_tracepoint_args *ctx)
 #endif
 	nt_read(&t->dev, &skb->dev);
 	if (!t->dev) {
-		t->protocol = 0;
-		nt_read(&t->protocol, &skb->protocol);
-		if (!t->protocol)
+		nt_read(&protocol, &skb->protocol);
+		if (!protocol)
 			return 0; /* a message of netlink or of a unix socket */
 	}
 	st->count[NT_STAT_SEEN]++;
