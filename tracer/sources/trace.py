@@ -224,16 +224,13 @@ class NamespaceTrace:
                 self._queue(received, rows, goes_on=goes_on)
                 start, goes_on = index, True
                 if self._wanted in self._generations:
-                    self._wanted += 1
-                    self._request()
+                    self._expect_version()
         self._queue(received, start + np.flatnonzero(traced[start:]), goes_on=goes_on)
         if received.lost:
             # The announcement may be among what was lost, or its end.
             self._generations.setdefault(self._wanted, _UNKNOWN)
             if self._has_changed():
-                self._wanted += 1
-                self._generations[self._wanted] = _UNKNOWN
-                self._request()
+                self._expect_version(_UNKNOWN)
 
     def _queue(self, received: Received, rows: npt.NDArray[np.int64], *, goes_on: bool) -> None:
         batch = self._decoder.decode(received.words, received.starts[rows], received.lengths[rows])
@@ -242,9 +239,8 @@ class NamespaceTrace:
             self._wait(received, TraceBatch(batch.events[:at], batch.packets), goes_on=goes_on)
             batch, goes_on = TraceBatch(batch.events[at:], batch.packets), True
         if at is not None:
-            self._wanted += 1
+            self._expect_version()
             self._unannounced = self._wanted
-            self._request()
         self._wait(received, batch, goes_on=goes_on)
 
     def _wait(self, received: Received, batch: TraceBatch, *, goes_on: bool) -> None:
@@ -268,10 +264,10 @@ class NamespaceTrace:
     def _find_unannounced(self, batch: TraceBatch) -> int | None:
         """Return where in *batch* rules begin to be met whose announcement is yet to come."""
         before, known = self._judged, len(self._decoder.table)
-        if before == known or self._wanted != self._version:
+        # While a version is read, or the rest of its announcement is to come, we know no better.
+        is_settled = self._wanted == self._version and self._wanted in self._generations
+        if before == known or not is_settled:
             return None
-        if self._wanted not in self._generations:
-            return None  # of its announcement some is to come
         self._judged = known
         self._book.refresh()
         unknown = np.flatnonzero(self._book.is_unknown[before:]) + before
@@ -308,6 +304,13 @@ class NamespaceTrace:
         return [Told(self, journeys, self._paths.read(journeys))]
 
     # --- the ruleset in force ------------------------------------------------------------
+
+    def _expect_version(self, generation: int | None = None) -> None:
+        """Let what comes wait for other rules; *generation* is None where it is to be announced."""
+        self._wanted += 1
+        if generation is not None:
+            self._generations[self._wanted] = generation
+        self._request()
 
     def _request(self) -> None:
         if self._reading is None:
@@ -401,9 +404,7 @@ class NamespaceTrace:
 
     def _look_at_legacy(self) -> None:
         if self._legacy.look():
-            self._wanted += 1
-            self._generations[self._wanted] = _UNKNOWN
-            self._request()
+            self._expect_version(_UNKNOWN)
 
 
 def _read_in(namespace: Netns) -> RulesetRead:
