@@ -66,14 +66,19 @@ class _Slow:
         return self.trace.finish()
 
 
-@pytest.fixture(params=[LIMIT, 10 * PACKETS], ids=["reached", "not reached"])
-def slow(request: pytest.FixtureRequest, netns: Callable[..., str]) -> Iterator[_Slow]:
-    """Give the trace of a box whose rules are replaced, and read again only at the end."""
+def _box(netns: Callable[..., str]) -> Netns:
+    """Lay a box with rules beside a sender."""
     netns("a")
     netns("box")
     nets.veth("a", "eth0", "10.1.0.1/24", "box", "eth0", "10.1.0.2/24")
     nets.load_rules("box", "nftables", _CHAIN)
-    namespace, gate = find_namespace("box"), Event()
+    return find_namespace("box")
+
+
+@pytest.fixture(params=[LIMIT, 10 * PACKETS], ids=["reached", "not reached"])
+def slow(request: pytest.FixtureRequest, netns: Callable[..., str]) -> Iterator[_Slow]:
+    """Give the trace of a box whose rules are replaced, and read again only at the end."""
+    namespace, gate = _box(netns), Event()
     with ThreadPoolExecutor(1) as pool:
         with entered(namespace):
             socket = TraceSocket(namespace, buffer_bytes=64 << 20)
@@ -186,11 +191,7 @@ def _rows(received: Received, rows: npt.NDArray[np.int64]) -> Received:
 @pytest.fixture
 def late(netns: Callable[..., str]) -> Iterator[tuple[NamespaceTrace, _Late]]:
     """Give the trace of a box by a socket that hears of changes late."""
-    netns("a")
-    netns("box")
-    nets.veth("a", "eth0", "10.1.0.1/24", "box", "eth0", "10.1.0.2/24")
-    nets.load_rules("box", "nftables", _CHAIN)
-    namespace = find_namespace("box")
+    namespace = _box(netns)
     with ThreadPoolExecutor(1) as pool:
         with entered(namespace):
             socket = _Late(namespace)
